@@ -583,6 +583,9 @@ def left_out(cases: list[Case], best: Fit) -> list[dict[str, float]]:
 #: Regimes and figures of which fewer groups of rows than this are known take the widths of all regimes together.
 FEW = 3
 
+#: What counts once: a source, a model, a card by its bandwidth.
+Source = tuple[str, str, float]
+
 #: No width is said to be smaller or larger than this (log space).
 NARROWEST, WIDEST = 0.08, 1.2
 
@@ -596,12 +599,36 @@ def widths(cases: list[Case], errors: list[dict[str, float]]) -> dict[str, dict[
         out[kind] = {
             regime: {figure: _width(chosen, regime, figure) for figure in ("tpot", "ttft")} for regime in Regime
         }
+        out[kind][Regime.ALONE] |= first_tokens(cases, errors)
     return out
 
 
+#: Up to so many clients a first token hardly waits for another request's prompt; predicted seconds from which it is its prompt's computing.
+FEW_CLIENTS, LONG_S = 4, 0.1
+
+
+def first_tokens(cases: list[Case], errors: list[dict[str, float]]) -> dict[str, float]:
+    """What a first token that waits for no other request is unsure of: 90 % quantiles of |ln(predicted / measured)| of long ones
+    (`prompt`), and of the seconds between the two of short ones, which are the host's (`host_s`), with or without experts.
+    """
+    long: dict[Source, list[float]] = defaultdict(list)
+    short: dict[Source, list[float]] = defaultdict(list)
+    for case, error in zip(cases, errors, strict=True):
+        known = error.get("ttft", error.get("waited"))
+        if known is None or case.regime not in (Regime.ALONE, Regime.BELOW) or case.load[2] > FEW_CLIENTS:
+            continue
+        measured = next(seconds for figure, seconds in case.measured if figure in ("ttft", "waited"))
+        predicted = measured * math.exp(known)
+        key = (case.source, case.model, case.card.bandwidth)
+        (long if predicted >= LONG_S else short)[key].append(
+            abs(known) if predicted >= LONG_S else abs(predicted - measured)
+        )
+    return {"prompt": float(f"{_ninety(long):.3g}"), "host_s": float(f"{_ninety(short):.3g}")}
+
+
 def _width(chosen: list[tuple[Case, dict[str, float]]], regime: Regime, figure: str) -> float:
-    def groups(regimes: Iterable[Regime]) -> dict[tuple[str, str, float], list[float]]:
-        out: dict[tuple[str, str, float], list[float]] = defaultdict(list)
+    def groups(regimes: Iterable[Regime]) -> dict[Source, list[float]]:
+        out: dict[Source, list[float]] = defaultdict(list)
         for case, error in chosen:
             known = error.get(figure, error.get("waited") if figure == "ttft" else None)
             if known is not None and case.regime in regimes:
@@ -611,11 +638,16 @@ def _width(chosen: list[tuple[Case, dict[str, float]]], regime: Regime, figure: 
     found = groups((regime,))
     if len(found) < FEW:
         found = groups(Regime)
+    return float(f"{min(max(_ninety(found), NARROWEST), WIDEST):.3g}")
+
+
+def _ninety(found: dict[Source, list[float]]) -> float:
+    """The 90 % quantile of rows; those of a source, model and card count once together."""
     errors = np.concatenate([np.array(group) for group in found.values()])
     shares = np.concatenate([np.full(len(group), 1 / len(group)) for group in found.values()])
     order = np.argsort(errors)
     at = min(np.searchsorted(np.cumsum(shares[order]), 0.9 * shares.sum()), len(errors) - 1)
-    return float(f"{min(max(errors[order][at], NARROWEST), WIDEST):.3g}")
+    return float(errors[order][at])
 
 
 def alike(decode: float, prefill: float, load: float | None = None) -> dict[str, Any]:
@@ -697,11 +729,12 @@ def main() -> None:
 
 
 def seen(cases: list[Case]) -> dict[str, dict[str, Any]]:
-    """What the rows hold of each generation: up to how many clients, and whether experts are among them."""
+    """What the rows hold of each generation: up to how many clients and pipeline stages, and whether experts are among them."""
     out: dict[str, dict[str, Any]] = {}
     for case in cases:
-        known = out.setdefault(case.generation, {"clients": 1, "experts": False})
+        known = out.setdefault(case.generation, {"clients": 1, "experts": False, "stages": 1})
         known["clients"] = max(known["clients"], round(case.load[2]))
+        known["stages"] = max(known["stages"], case.pp)
         known["experts"] |= bool(case.work.experts)
     return out
 

@@ -65,6 +65,8 @@ class CheckedLoad:
     embeds: bool = False
 
 
+#: More requests than any engine runs at once, unless it runs as many as there are.
+_CROWD = 1 << 20
 #: Nothing besides fitting.
 _NONE = Terms()
 
@@ -72,7 +74,8 @@ _NONE = Terms()
 @dataclass(frozen=True, slots=True)
 class CheckDocument:
     """The answer of `check` as the command-line contract has it. `meets`: whether goals and confidence that were asked are kept too; None
-    where none was, or one cannot be judged (a reason `quality_not_judged`).
+    where none was, or one cannot be judged (a reason `quality_not_judged`). `most_at_once`: requests that the engine runs at once, however
+    much cache there is.
     """
 
     format_version: str
@@ -97,6 +100,7 @@ class CheckDocument:
     meets: bool | None = None
     context: int | None = None
     gpus: int = 1
+    most_at_once: int | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,8 @@ class CheckResult:
     """What this machine has against it, where it was looked at."""
     gpus: int = 1
     """Cards in use."""
+    most_at_once: int | None = None
+    """Requests that all replicas run at once at most, by the engine's scheduler."""
     origin_unknown: bool = False
     """The model is quantized already, and what it was made of is not known: `quality` is of what is done to it besides."""
 
@@ -201,6 +207,7 @@ class CheckResult:
             context=self.outcome.workload.context,
             gpus=self.gpus,
             load=self._load,
+            most_at_once=self.most_at_once,
         )
 
     @property
@@ -304,8 +311,10 @@ def answer(
     speed = with_highest(engine, run, gpu, settings, outcome.workload, outcome.memory)
     unknown = quality is None and origin_unknown(question.file or question.model)
     quality = quality or loss_since_origin(question.dense, question.chain)
+    crowd = replace(outcome.workload, concurrency=_CROWD)
+    most = settings.parallel.dp * engine.scheduler(gpu, settings, crowd).sequences
     result = CheckResult(
-        question.model.name, question.gpu, question.engine_name, outcome, speed, quality,
+        question.model.name, question.gpu, question.engine_name, outcome, speed, quality, most_at_once=most,
         unread=question.unread_file, terms=terms, notes=notes, gpus=question.settings.parallel.gpus, origin_unknown=unknown,
     )  # fmt: skip
     kept = terms.to_keep(quality)

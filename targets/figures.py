@@ -23,7 +23,7 @@ def show(value: float, unit: str, more: int = 0) -> str:
         places = 2 if abs(percent) < 9.995 else 1 if abs(percent) < 99.95 else 0
         return f"{percent:+,.{places + more}f} %"
     if unit == "odds":
-        return f"{100 * value:.{more}f} %"
+        return _odds(value, more)
     if unit == "ms":
         return f"{value / 1000:.{2 + more}f} s" if value >= 1000 else f"{value:.{more}f} ms"
     if unit == "h":
@@ -34,6 +34,12 @@ def show(value: float, unit: str, more: int = 0) -> str:
         return f"{value:,.{2 + more}f} GiB"
     shown = f"{value:,.{more}f}" if abs(value) >= 999.5 else f"{value:.{3 + more}g}"
     return f"{shown} {unit}".strip()
+
+
+def _odds(value: float, more: int) -> str:
+    """A probability in percent; what is not certain never reads as if it were."""
+    shown = f"{value:.{more}%}"
+    return f"{math.floor(1000 * value) / 10}%" if float(shown[:-1]) == 100 and value < 1 else shown
 
 
 def apart(first: float, second: float, unit: str) -> tuple[str, str]:

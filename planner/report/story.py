@@ -54,7 +54,11 @@ def _gives(facts: Facts, chosen: ChosenPlan) -> str:
 def _goals(goals: tuple[PlannedGoal, ...], confidence: float) -> Iterator[str]:
     """The goals that are missed, those met by the predicted value alone with their odds, and how many are met as surely as is asked."""
     missed = [goal.said for goal in goals if not goal.met]
-    unsure = [f"{goal.said} with odds of {goal.odds:.0%}" for goal in goals if goal.met and not goal.sure(confidence)]
+    unsure = [
+        f"{goal.said} with odds of {show(goal.odds or 0.0, 'odds')}"
+        for goal in goals
+        if goal.met and goal.odds is not None and not goal.sure(confidence)
+    ]
     if missed:
         yield f"missed: {', '.join(missed)}"
     if unsure:

@@ -22,7 +22,7 @@ from targets.simulation.scheduler import Batch, Besides, Cache
 from targets.simulation.simulate import Composer, Host, Run, simulate
 from targets.simulation.step_times import StepTimes
 from targets.speed.estimate import REQUESTS, ROUNDS, Asked, asked, steady
-from targets.speed.rates import is_fitted
+from targets.speed.rates import Width, is_fitted
 from targets.workload import Limit, Workload
 
 #: Requests of a closed loop at most, where nobody says how many there are.
@@ -164,7 +164,7 @@ def _served(of: _Simulated) -> SpeedEstimate:
         few = min(_FEW_ROUNDS * round(question.loop.clients), MOST_REQUESTS) * question.replicas
         in_step = replace(workload, requests=few)
         runs.append(run(workload, load_of(in_step, question.replicas), width.tpot))
-    told = _estimate(steady(question), runs, question, load, width.ttft)
+    told = _estimate(steady(question), runs, question, load, width)
     if not workload.limits:
         return told
     good = [question.replicas * goodput(each, partial(_kept, workload.limits)) for each in runs]
@@ -285,15 +285,16 @@ def _run(step_s: _Paced, queue: Composer, load: Load, question: Asked) -> Run:
 
 
 def _estimate(
-    formula: SpeedEstimate, simulated: Sequence[Run], question: Asked, load: Load, ttft_error: float
+    formula: SpeedEstimate, simulated: Sequence[Run], question: Asked, load: Load, width: Width
 ) -> SpeedEstimate:
     """The formula's estimate with the figures of three runs: as predicted, and at both ends; times to the first token are no nearer than
-    `ttft_error` (a half width in log space).
+    their `width`.
     """
     runs = [figures(each) for each in simulated]
     mid, basis, n = runs[0], question.fitted.basis, question.replicas
 
-    def of(values: Sequence[float], own: float = 0.0, factor: float = 1.0) -> Quantity:
+    def of(values: Sequence[float], factor: float = 1.0, *, first: bool = False) -> Quantity:
+        own = width.first(values[0]) if first else 0.0
         low, high = min(*values, values[0] * math.exp(-own)), max(*values, values[0] * math.exp(own))
         return Quantity(factor * values[0], factor * low, factor * high, basis)
 
@@ -301,10 +302,9 @@ def _estimate(
     for name in ("ttft", "tpot", "itl", "e2e"):
         told: list[Distribution | None] = [run.latency(name) for run in runs]
         known = [each for each in told if each is not None]
-        own = ttft_error if name == "ttft" else 0.0
         for statistic in ("mean", *(f"p{share}" for share in PERCENTILES)) if known else ():
             key = f"{name}_ms" if statistic == "mean" else f"{name}_{statistic}_ms"
-            figures_of[key] = of([each.statistic(statistic) for each in known], own, 1e3)
+            figures_of[key] = of([each.statistic(statistic) for each in known], 1e3, first=name == "ttft")
     rate = of([run.throughput for run in runs], factor=n)
     tpot = figures_of.get("tpot_ms")
     if tpot is not None:

@@ -83,10 +83,11 @@ def asked(
     name, card, work, replicas = engine.name, card_of(engine, gpu), work_of(ir), settings.parallel.dp
     clients = max(1.0, (workload.concurrency or 1) / replicas)
     sharing = replicas if work.experts else 1
-    span = settings.parallel.tp * settings.parallel.pp * sharing
-    unseen = gpu.network is not None and span > gpu.network.cards
+    tp, pp = settings.parallel.tp, settings.parallel.pp
+    # No row of the data has stages whose matrices are cut too.
+    unseen = (gpu.network is not None and tp * pp * sharing > gpu.network.cards) or (tp > 1 and pp > 1)
     fitted = fitted_rates(
-        name, generation_of(gpu), settings.version, clients=clients, experts=bool(work.experts), unseen=unseen
+        name, generation_of(gpu), settings.version, clients=clients, experts=bool(work.experts), stages=math.inf if unseen else pp
     )  # fmt: skip
     profile, notes = believed_profile(gpu)
     if profile is not None:
@@ -122,10 +123,7 @@ def _of_sharing(run: Run, loop: Loop) -> Fitted:
     )
     more = unseen_seconds(run.work, run.card, fitted.rates, step, run.tp, run.sharing)
     own = math.log1p(more / run.stage(step))
-    widths = {
-        regime: Width(math.hypot(width.tpot, own), math.hypot(width.ttft, own))
-        for regime, width in fitted.widths.items()
-    }
+    widths = {regime: width.with_own(own) for regime, width in fitted.widths.items()}
     return replace(fitted, widths=widths, basis=Basis.ASSUMED)
 
 
@@ -226,12 +224,12 @@ def _speed(means: Means, alone: Means, question: Asked) -> SpeedEstimate:
     request_s = means.ttft_s + means.tpot_s * (outputs - 1)
     waiting = loop.clients > means.resident
     regime = Regime.ALONE if loop.clients == 1 else Regime.SATURATED if waiting else Regime.BELOW
-    tpot_error, ttft_error = fitted.widths[regime].tpot, fitted.widths[regime].ttft
+    tpot_error, ttft_error = fitted.widths[regime].tpot, fitted.widths[regime].first(means.ttft_s)
     prefill_s = max(alone.ttft_s - loop.host_s - loop.host_token_s * loop.input_tokens, 1e-9)
     return SpeedEstimate(
         ttft_ms=_quantity(1e3 * means.ttft_s, ttft_error, fitted),
         tpot_ms=_quantity(1e3 * means.tpot_s, tpot_error, fitted),
-        prefill_tok_s=_quantity(loop.input_tokens / prefill_s, fitted.prefill_error, fitted),
+        prefill_tok_s=_quantity(loop.input_tokens / prefill_s, fitted.widths[Regime.ALONE].first(prefill_s), fitted),
         decode_tok_s_per_request=_quantity(1 / means.tpot_s, tpot_error, fitted),
         throughput_tok_s=_quantity(question.replicas * loop.clients * outputs / request_s, tpot_error, fitted),
         notes=question.notes,

@@ -9,6 +9,7 @@ load and for models with experts.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from enum import StrEnum
@@ -20,6 +21,9 @@ from passes.record import dataclass
 from targets.quantity import Basis
 from targets.speed.kernels import FAMILIES
 from targets.speed.step import Link, Rates
+
+#: What the rows hold of a generation that has none.
+_NOTHING: Mapping[str, int] = {"clients": 0, "experts": False, "stages": 1}
 
 FIT = Path(__file__).with_name("speed_fit.json")
 
@@ -39,10 +43,33 @@ class Regime(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Width:
-    """Relative 90 % half widths in log space: of the time between tokens and to the first one."""
+    """Relative 90 % half widths in log space: of the time between tokens and to the first one. Of a request that waits for no other, what
+    delays a first token on the host is the same for any prompt: `prompt` is the width of the rest, `host_s` the 90 % of that, both ways.
+    """
 
     tpot: float
     ttft: float
+    prompt: float = math.inf
+    host_s: float = 0.0
+
+    def first(self, seconds: float) -> float:
+        """Return the width of so long a time to the first token: of a long one, that of computing its prompt."""
+        if not math.isfinite(self.prompt):
+            return self.ttft
+        return min(self.ttft, math.log(math.exp(self.prompt) + self.host_s / max(seconds, 1e-9)))
+
+    def times(self, factor: float) -> Width:
+        """Return the widths so many times as wide."""
+        return replace(self, tpot=factor * self.tpot, ttft=factor * self.ttft, prompt=factor * self.prompt)
+
+    def with_own(self, own: float) -> Width:
+        """Return the widths with an independent error besides."""
+        return replace(
+            self,
+            tpot=math.hypot(self.tpot, own),
+            ttft=math.hypot(self.ttft, own),
+            prompt=math.hypot(self.prompt, own),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +79,6 @@ class Fitted:
     rates: Rates
     widths: Mapping[Regime, Width]
     basis: Basis
-
-    @property
-    def prefill_error(self) -> float:
-        """Half width of the time to its first token."""
-        return self.widths[Regime.ALONE].ttft
 
 
 @cache
@@ -86,18 +108,18 @@ def fitted_rates(
     *,
     clients: float = 1,
     experts: bool = False,
-    unseen: bool = False,
+    stages: float = 1,
 ) -> Fitted:
     """Return what the fit says of an engine (and version of it; None = newest) on a generation of cards, for so many clients of a model
-    with or without experts; `unseen`: over several machines, of which it has no row.
+    with or without experts, in so many pipeline stages: infinitely many where it is spread as no row of it is.
     """
     entry = fit()["engines"][engine]
-    seen = entry.get("generations", {}).get(generation, {"clients": 0, "experts": False})
-    known = clients <= seen["clients"] and (seen["experts"] or not experts) and not unseen
+    seen = entry.get("generations", {}).get(generation, _NOTHING)
+    known = clients <= seen["clients"] and (seen["experts"] or not experts) and stages <= seen["stages"]
     values = _within_the_card(rates_from(engine_values(engine), generation, version))
     widen = 1.0 if known else entry["unknown_generation_widens"]
     widths = {
-        Regime(regime): Width(widen * width["tpot"], widen * width["ttft"])
+        Regime(regime): Width(**width).times(widen)
         for regime, width in entry["widths"]["experts" if experts else "dense"].items()
     }
     return Fitted(values, widths, Basis.CALIBRATED if known and "as" not in entry else Basis.ASSUMED)
@@ -108,7 +130,7 @@ def eager(fitted: Fitted, engine: str) -> Fitted:
     values, entry = engine_values(engine), fit()["engines"][engine]
     rates = replace(fitted.rates, graphs=0, launch_layer_s=values.get("launch_layer_s", 0.0))
     widen = entry["unknown_generation_widens"] if rates.eager and fitted.basis is Basis.CALIBRATED else 1.0
-    widths = {regime: Width(widen * width.tpot, widen * width.ttft) for regime, width in fitted.widths.items()}
+    widths = {regime: width.times(widen) for regime, width in fitted.widths.items()}
     return Fitted(rates, widths, Basis.ASSUMED if rates.eager else fitted.basis)
 
 

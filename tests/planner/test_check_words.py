@@ -643,3 +643,14 @@ def test_a_parser_that_the_version_has_not_is_told(
         "check", "--gpu", "H100", *named, "--", "vllm", "serve", "Qwen/Qwen3-8B", "--max-model-len=8k", *flags
     )
     assert answered == code and said in " ".join(f"{out} {err}".split())
+
+
+def test_what_runs_at_once_is_no_more_than_the_engine_runs(optimize: Any) -> None:
+    """Below Ampere ExLlamaV2 runs one request: the cache's room is not told as what is served."""
+    asked = "--engine exllamav2 --weights exl2-4 --context 4096 --concurrency 3 --input-tokens 500 --output-tokens 200"
+    words = ["--model", "meta-llama/Llama-2-7b-hf", *asked.split()]
+    (_, old), (_, new) = (check(optimize, *words, "--gpu", gpu) for gpu in ("T4", "RTX 3090"))
+    assert old["most_at_once"] == 1 < old["kv_cache"]["max_concurrency"]["value"]
+    assert new["most_at_once"] >= new["kv_cache"]["max_concurrency"]["value"]
+    _, told, _ = optimize("check", *words, "--gpu", "T4")
+    assert "of which the engine runs 1 at once, 2 of 3 wait" in " ".join(told.split())

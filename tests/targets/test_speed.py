@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +29,7 @@ from targets.speed.step import Step, exchange_seconds, handing_on_seconds, step_
 from targets.speed.work import work_of
 from targets.workload import Workload
 
+ROOT = Path(__file__).parents[2]
 ENGINES = ("vllm", "exllamav2", "exllamav3", "vllm-cpu")
 ONE = Workload(context=4096, concurrency=1, input_tokens=512, output_tokens=256)
 
@@ -342,3 +345,22 @@ def test_replicas_that_share_experts_are_as_sure_as_one_card_but_for_what_they_s
     assert cut.basis is Basis.CALIBRATED and shared.basis is Basis.ASSUMED
     assert known < own < known + math.log(2), "an exchange and uneven experts, not all that a card does"
     assert math.log(apart.high / apart.value) == pytest.approx(known)
+
+
+def test_a_first_token_alone_is_unsure_of_its_prompt_and_of_the_hosts_seconds() -> None:
+    """The host's delay is the same for any prompt: it counts where that is all of the time, not beside a second of computing."""
+    width = fitted_rates("vllm", "9.0").widths[Regime.ALONE]
+    short, long = width.first(0.02), width.first(2.0)
+    assert short == width.ttft > long > width.prompt
+    assert math.exp(long) - math.exp(width.prompt) == pytest.approx(width.host_s / 2.0)
+    below = fitted_rates("vllm", "9.0").widths[Regime.BELOW]
+    assert below.first(0.02) == below.first(20.0) == below.ttft
+
+
+def test_stages_are_calibrated_only_as_far_as_rows_have_them() -> None:
+    """Seven rows have stages, each of whole matrices (benchmarks/data/serving_refs.jsonl)."""
+    rows = map(json.loads, (ROOT / "benchmarks/data/serving_refs.jsonl").read_text().splitlines())
+    stages = [row for row in rows if (row["pp"] or 1) > 1]
+    assert stages and {row["tp"] for row in stages} == {1.0}
+    bases = [fitted_rates("vllm", "8.9", experts=True, stages=count).basis for count in (1, 2, 4)]
+    assert bases == [Basis.CALIBRATED, Basis.CALIBRATED, Basis.ASSUMED]

@@ -30,6 +30,7 @@ from planner.choice.mending.kinds import (
 )
 from planner.choice.mending.trial import BARE, OF_QUALITY, SURE, Kept, Options, Trial, changed, likely
 from planner.choice.question import Outcome, Question
+from planner.figures import show
 from planner.quality.expected import growth
 from targets.engines.engine import find_engine
 
@@ -212,6 +213,6 @@ def _remedy(knob: str, trial: Trial, options: Options, before: Options) -> Remed
     if "context" in options and (after.concurrency or 1) > 1:
         told.append(f"for each of {after.concurrency} requests at once")
     if (odds := after.outcome().odds) < SURE:
-        told.append(f"fits with odds of {odds:.0%}")
+        told.append(f"fits with odds of {show(odds, 'odds')}")
     said = {**before, **options}
     return Remedy(knob, said, flags(said) + (f" ({'; '.join(told)})" if told else ""))

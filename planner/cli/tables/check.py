@@ -36,7 +36,7 @@ def print_check(console: Console, document: CheckDocument) -> None:
             page.line(_MARGIN, reason.message)
         return
     verdict = "[bold green]fits[/]" if document.fits else f"[bold red]{_short(document)}[/]"
-    page.line(_MARGIN, Text.from_markup(f"{escape(asked)}: {verdict} (confidence {_sure(document.confidence)})"))
+    page.line(_MARGIN, Text.from_markup(f"{escape(asked)}: {verdict} (confidence {show(document.confidence, 'odds')})"))
     memory, kv = document.memory, document.kv_cache
     left = memory.kv_cache.value
     cache = f"{size(left)} left for the KV cache" if left >= 0 else f"{size(-left)} too much before any KV cache"
@@ -48,7 +48,7 @@ def print_check(console: Console, document: CheckDocument) -> None:
     requests = kv.max_concurrency.value
     if math.isfinite(requests) and left >= 0:
         longest = f"longest context {kv.max_context:,} for one"
-        page.line(_MARGIN, f"{kv.tokens.value:,.0f} KV tokens, {requests:.1f} requests at once, {longest}")
+        page.line(_MARGIN, f"{kv.tokens.value:,.0f} KV tokens, {_at_once(document)}, {longest}")
     elif left >= 0:
         page.line(_MARGIN, "keeps no cache: as many requests at once as the engine takes (max_num_seqs)")
     for line in _speed_lines(document):
@@ -80,10 +80,14 @@ def print_check(console: Console, document: CheckDocument) -> None:
         page.line(_MARGIN, f"note: {note}", style="dim")
 
 
-def _sure(confidence: float) -> str:
-    """A confidence in percent; what is not certain never reads as if it were."""
-    shown = f"{confidence:.0%}"
-    return f"{int(1000 * confidence) / 10}%" if shown == "100%" and confidence < 1 else shown
+def _at_once(document: CheckDocument) -> str:
+    """Say how many requests run at once: what the cache holds of the whole context, or the fewer that the engine runs, and who waits."""
+    held, most = document.kv_cache.max_concurrency.value, document.most_at_once
+    if most is None or held <= most:
+        return f"{held:.1f} requests at once"
+    waiting = document.load.concurrency - most
+    waits = f", {waiting:,} of {document.load.concurrency:,} wait" if waiting > 0 else ""
+    return f"room for {held:.1f} requests, of which the engine runs {most:,} at once{waits}"
 
 
 def _speed_lines(document: CheckDocument) -> Iterator[str]:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from planner.cli.tables.page import Page
 from planner.explain.diff import told
-from planner.figures import apart, intervals_apart
+from planner.figures import apart, intervals_apart, show
 
 if TYPE_CHECKING:
     from planner.explain.asked import Answer
@@ -64,13 +64,13 @@ def _kept(side: Side) -> str:
     verdict = "meets the goals" if side.meets else "does not meet the goals"
     told = [_goal(goal) for goal in side.goals]
     missed = [reason.message for reason in side.missed if not reason.code.endswith("_missed")]
-    return "; ".join((verdict, *missed, *told, f"fits with {side.fit_odds:.0%}"))
+    return "; ".join((verdict, *missed, *told, f"fits with {show(side.fit_odds, 'odds')}"))
 
 
 def _goal(goal: PlannedGoal) -> str:
     wanted, predicted = apart(goal.wanted, goal.predicted.value, goal.unit)
     sign = ("≤" if goal.at_most else "≥") if goal.met else (">" if goal.at_most else "<")
-    odds = f" ({goal.odds:.0%})" if goal.odds is not None else ""
+    odds = f" ({show(goal.odds, 'odds')})" if goal.odds is not None else ""
     return f"{goal.said} {predicted} {sign} {wanted}{odds}"
 
 

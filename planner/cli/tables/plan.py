@@ -325,7 +325,7 @@ def _print_memory(page: Page, chosen: ChosenPlan, document: PlanDocument) -> Non
         "weights": memory.weights.value, "KV cache": 0 if needs is None else needs.needed_bytes,
         "activations": memory.activations.value, "overhead": memory.non_torch.value + memory.cuda_graphs.value,
     }  # fmt: skip
-    odds = f", fits with {chosen.fit_odds:.0%}" if chosen.fit_odds is not None else ""
+    odds = f", fits with {show(chosen.fit_odds, 'odds')}" if chosen.fit_odds is not None else ""
     page.line(INDENT, f"{'   '.join(f'{name} {size(held)}' for name, held in named.items() if held)}{odds}")
     page.line(
         INDENT,
@@ -387,9 +387,9 @@ def _mark(goal: PlannedGoal, confidence: float) -> Text:
     """A tick for a goal that is met as surely as is asked; what is met by the predicted value only has its odds and no tick."""
     if not goal.met:
         return Text(f"✗{_missed(goal)}", "red" if _missed(goal) == "" else "yellow")
-    odds = f" {goal.odds:.0%}" if goal.odds is not None and goal.odds < _CERTAIN else ""
+    odds = f" {show(goal.odds, 'odds')}" if goal.odds is not None and goal.odds < _CERTAIN else ""
     if not goal.sure(confidence):
-        return Text(f"~{odds}, {confidence:.0%} asked", "yellow")
+        return Text(f"~{odds}, {show(confidence, 'odds')} asked", "yellow")
     return Text.assemble(("✓", "green"), (odds, "dim"))
 
 

@@ -178,12 +178,12 @@ class Verdict:
         likely = self.feasible and self.likely
         return likely and fits >= goals.fit_confidence and all(each >= goals.confidence for each in met)
 
-    @property
+    @cached_property
     def likely(self) -> bool:
         """Whether every goal is met by the predicted value."""
         return all(goal.met for goal in self.goals)
 
-    @property
+    @cached_property
     def distance(self) -> tuple[int, float]:
         """How far from feasible: reasons that neither a figure measures nor a setting mends first, then by how many e-folds memory and
         goals are missed.

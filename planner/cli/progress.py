@@ -62,15 +62,29 @@ def left(first: Progress, now: Progress) -> str:
     return f", about {seconds / done * (now.total - now.done):.0f} s left"
 
 
+#: Columns of a bar with its name, counts and times.
+_WITHOUT_WORDS = 62
+
+
+def _within(room: int, words: str) -> str:
+    """Words in so many columns, with a sign of what is left out."""
+    return words if len(words) <= room else f"{words[: room - 1]}…" if room > 1 else ""
+
+
 @contextmanager
 def _bars(console: Console) -> Iterator[Callable[[Progress], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
+    from rich.table import Column
 
+    # What is said beside them takes no room of the times: a narrow terminal shortens the bar, then the words.
+    counted, past, ahead = (Column(no_wrap=True) for _ in range(3))
     columns = (
-        TextColumn("  {task.description:20s}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        TextColumn("  {task.description:20s}", markup=False), BarColumn(), MofNCompleteColumn(table_column=counted),
+        TimeElapsedColumn(table_column=past), TimeRemainingColumn(table_column=ahead),
         TextColumn("{task.fields[detail]}", markup=False),
     )  # fmt: skip
+    room = max(0, console.width - _WITHOUT_WORDS)
     with Bars(*columns, console=console) as bars:
         tasks: dict[str, TaskID] = {}
 
@@ -88,7 +102,7 @@ def _bars(console: Console) -> Iterator[Callable[[Progress], None]]:
             if event.step not in tasks:
                 finish()
                 tasks[event.step] = bars.add_task(event.step, total=total, detail="")
-            bars.update(tasks[event.step], total=total, completed=event.done, detail=event.detail)
+            bars.update(tasks[event.step], total=total, completed=event.done, detail=_within(room, event.detail))
 
         yield report
         finish()

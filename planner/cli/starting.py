@@ -84,12 +84,18 @@ def init(
 def _ask(question: Question) -> str:
     """Ask on the terminal; Tab completes."""
     _complete_with(question.choices)
+    answered = False
     try:
-        return input(f"  {question.words} [{question.usual}]: ")
+        said = input(f"  {question.words} [{question.usual}]: ")
+        answered = True
+        return said
     except EOFError:
         raise InputError(
             "the questions were ended", remedy="answer with Enter what is usual, or name it all by flags"
         ) from None
+    finally:
+        if not answered:
+            print()  # Ctrl-C, Ctrl-D: what is said of them does not go on behind the question
 
 
 def _complete_with(choices: tuple[str, ...]) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from io import StringIO
 
 import pytest
+from rich.console import Console
+from rich.text import Text
 
 from passes.steps.progress import Progress
-from planner.cli.progress import Lines, left
+from planner.cli.progress import Lines, _bars, left
 
 
 def test_lines_say_step_count_pass_loss_and_what_is_left() -> None:
@@ -55,3 +59,15 @@ os.kill(os.getpid(), signal.SIGHUP)
 print("nohup")
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "nohup\n"
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_bars_keep_their_times_whatever_is_said_beside_them(width: int) -> None:
+    written = StringIO()
+    screen = Console(file=written, force_terminal=True, width=width)
+    with _bars(screen) as report:
+        report(Progress("evaluate", 17, 1076, "KL 0.0123 nats of 76 batches, four more of them to be evaluated", 3.0))
+    lines = Text.from_ansi(written.getvalue()).plain.splitlines()
+    bars = [line for line in lines if "evaluate" in line]
+    assert bars
+    assert all(re.search(r"\d:\d\d:\d\d (\d:\d\d:\d\d|-:--:--)", line) for line in bars)

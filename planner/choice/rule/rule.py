@@ -92,7 +92,7 @@ class Rule:
         for criterion in self.criteria:
             if len(left) <= 1:
                 break
-            figures = {id(v): criterion.figure(v) for v in left}
+            figures = {id(v): self._figure(criterion, v) for v in left}
             best = min(left, key=lambda v: figures[id(v)])
             beyond = {id(v): figures[id(v)] - figures[id(best)] - criterion.width(best, v) for v in left}
             out = [v for v in left if beyond[id(v)] > 0]
@@ -120,8 +120,30 @@ class Rule:
                 front.append((figures, verdict))
         return tuple(verdict for _, verdict in front)
 
+    def _figure(self, criterion: Criterion, v: Verdict) -> float:
+        """A criterion's figure: of most candidates it is asked again whenever one of them is simulated."""
+        known = self._known.setdefault(id(v), (v, {}))[1]
+        if id(criterion) not in known:
+            known[id(criterion)] = criterion.figure(v)
+        return known[id(criterion)]
+
     def _figures(self, v: Verdict) -> tuple[float, ...]:
         """What the Pareto set is over, less is better."""
+        known = self._known_figures
+        if id(v) not in known:
+            known[id(v)] = v, self._weighed(v)
+        return known[id(v)][1]
+
+    @cached_property
+    def _known(self) -> dict[int, tuple[Verdict, dict[int, float]]]:
+        """Figures by candidate, which is held so that no other one gets its number."""
+        return {}
+
+    @cached_property
+    def _known_figures(self) -> dict[int, tuple[Verdict, tuple[float, ...]]]:
+        return {}
+
+    def _weighed(self, v: Verdict) -> tuple[float, ...]:
         return (
             v.quality.log_ppl_increase.value, -speed(v, False).value, -speed(v, True).value, v.memory.memory.total.value,
             making(v) + restarts(v) / 2, float(v.candidate.settings.parallel.gpus),

@@ -257,7 +257,7 @@ def test_without_a_goal_on_waiting_the_odds_of_what_is_asked_still_bound_the_cli
     text = printed(
         plan(parse_spec(_NEAR.replace("ttft: 2.05 s, ", "").replace("concurrency: 4", "concurrency: 1"))).document
     )
-    assert "1,024 clients" not in text and "within the goals on a request with the odds asked for (80 %)" in text
+    assert "1,024 clients" not in text and "within the goals on a request with the odds asked for (80%)" in text
 
 
 def test_what_is_served_as_published_is_launched_next() -> None:

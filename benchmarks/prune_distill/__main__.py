@@ -2,10 +2,10 @@
 
     python -m benchmarks.prune_distill [STAGE ...] [--blocks N]      exit code 1 where a goal is missed
 
-Stages: prune, recovery, blockwise, forecasts; all by default. Seconds of processor time of whole runs: 1,080, 830 and the choice of the blocks
-(at most 350), 1,200, 580; the text before the first one at most 310. That is 4,350 of the 4,800 that forty minutes of two cores are; a run from
-beginning to end on two quiet cores was not timed. Fixed seeds; what was made is kept in the cache folder, so that a run that was killed goes on and a
-second one only prints. What each stage found is kept in `benchmarks/data/prune_distill/`, from which
+Stages: prune, recovery, blockwise, forecasts; all by default. Seconds of processor time of a run from nothing, on two cores that other jobs shared:
+1,283, 1,146, 1,461, the text before the first stage and what else is measured once some 850, forecasts 580 in a run before: more than the 4,800 that forty
+minutes of two cores are. A run from beginning to end on two quiet cores was not timed. Fixed seeds; what was made is kept in the cache folder, so
+that a run that was killed goes on and a second one only prints. What each stage found is kept in `benchmarks/data/prune_distill/`, from which
 `python -m benchmarks.prune_distill.results` makes the page. `--blocks`: of the model only the first so many, to see that a stage runs and
 what it will take; its figures mean nothing and are not kept.
 """

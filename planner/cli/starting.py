@@ -57,7 +57,8 @@ _ANSWERS = {
 @grouped("named", {**_ANSWERS, **_GOALS})
 def init(
     named: Mapping[str, str],
-    path: Annotated[Path, typer.Argument(help="Where to write the spec.")] = Path("tightfit.yaml"),
+    path: Annotated[Path | None, typer.Argument(help="Where to write the spec; default: tightfit.yaml.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The same, as other commands take it.")] = None,
 ) -> None:
     """Write a commented spec to start from. On a terminal it asks for what is not named."""
     from passes.files.atomic import write_text
@@ -65,6 +66,9 @@ def init(
     from planner.setup.wizard import Answers, ask_all, doubt, spec_text, usual_card
 
     page = Page(screen())
+    if path and output and path != output:
+        raise InputError(f"one spec is written, to {path} or to {output}", remedy="name one of them")
+    path = path or output or Path("tightfit.yaml")
     if path.exists():
         raise InputError(f"{path} exists already", remedy="name another file, or remove it")
     answers = Answers(

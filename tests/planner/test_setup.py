@@ -149,6 +149,13 @@ def test_the_wizard_asks_what_is_not_given_and_again_where_it_cannot_be() -> Non
     assert any(name.endswith("Qwen2.5-7B-Instruct") for name in asked[0].choices)
 
 
+def test_init_takes_its_file_as_other_commands_do(optimize: Any, tmp_path: Path) -> None:
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    assert optimize("init", "-o", first)[0] == 0 and first.is_file()
+    code, _, said = optimize("init", second, "-o", tmp_path / "c.yaml")
+    assert code == 2 and "name one of them" in said and not second.exists()
+
+
 def test_on_a_terminal_init_asks(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     program = [sys.executable, "-m", "planner.cli", "init", "it.yaml", "--model", "SmolLM2-135M-Instruct"]

@@ -80,7 +80,6 @@ def criteria(
         Criterion("making", making, lambda theirs, mine: f"{MUST[int(theirs)]}; the chosen one {MUST[int(mine)]}"),
         Criterion("changes of the model", _changes, always("changes more than is needed")),
         Criterion("regime", _unmeasured, always("its engine's speed was not measured on such cards and loads")),
-        Criterion("machines", partial(_machines, gpu=gpu), lambda a, b: f"takes {a:.0f} machines against {b:.0f}"),
         Criterion("stages", lambda v: v.candidate.settings.parallel.pp, lambda a, b: f"in {a:.0f} stages against {b:.0f}"),
         Criterion("cards", lambda v: -v.candidate.settings.parallel.gpus, lambda a, b: f"uses {cards_of(-a)} against {-b:.0f}"),
         Criterion(
@@ -169,11 +168,6 @@ def speed(verdict: Verdict, batch: bool) -> Quantity:
 
 def _unmeasured(verdict: Verdict) -> int:
     return int(verdict.speed is None or verdict.speed.tpot_ms.basis is Basis.ASSUMED)
-
-
-def _machines(verdict: Verdict, gpu: Gpu) -> int:
-    """Machines that a candidate is spread over: each more is a network that nobody measured, and a server to start."""
-    return -(-verdict.candidate.settings.parallel.gpus // gpu.network.cards) if gpu.network else 1
 
 
 def _changes(verdict: Verdict) -> int:

@@ -24,7 +24,6 @@ TOLD = {
     "waiting": "no client waits", "fit": "surely fits", "odds": "with the best odds of what is asked", "making": "no other is less to make",
     "changes of the model": "with the fewest changes of the model", "regime": "its engine was measured in this regime",
     "refused": "its engine does not refuse it", "missed": "with the least that is missed",
-    "machines": "on the fewest machines",
     "stages": "in the fewest stages", "cards": "on all cards", "tensor parallel": "with the fewest cards under one matrix",
     "native": "the card multiplies its format itself", "settings": "with the fewest changed settings",
     "margin": "with the most room left", "work": "with the least work", "quality": "then the best in quality",

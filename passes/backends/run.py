@@ -17,7 +17,7 @@ from typing import IO
 from passes.backends.backend import Backend, P, Task
 from passes.errors import DoesNotFitError, InputError, TightfitError
 from passes.files.atomic import write_json
-from passes.ir.readers.paths import path_named
+from passes.ir.readers.paths import python_named
 
 _LINE_END = re.compile(r"[\r\n]+")
 _SHOWN = 12
@@ -27,13 +27,7 @@ def backend_python(backend: Backend[P]) -> Path:
     """Return the Python that has the tool: as its variable names it, else this one. Raises InputError with what to install."""
     given = os.environ.get(backend.variable)
     if given:
-        path = path_named(given)
-        path = path / "bin" / "python" if path.is_dir() else path
-        if not path.exists():
-            raise InputError(
-                f"no Python at {path}", remedy=f"{backend.variable} names a Python that has {backend.package}"
-            )
-        return path.absolute()
+        return python_named(given, f"{backend.variable} names a Python that has {backend.package}")
     if importlib.util.find_spec(backend.module) is None:
         raise InputError(
             f"this Python has no {backend.package}",

@@ -16,7 +16,7 @@ from typing import Any
 
 from passes.errors import InputError
 from passes.ir.fields import Fields, file_bytes, json_object
-from passes.ir.readers.paths import home_folder
+from passes.ir.readers.paths import own_folder
 from passes.record import dataclass
 from targets.gpu import Gpu
 from targets.quantity import Basis
@@ -80,7 +80,7 @@ def profile_path(device: str) -> Path:
 
 @lru_cache(maxsize=8)
 def _profiles(own: str | None, home: str | None) -> Path:
-    return (Path(own) if own else home_folder() / ".cache" / "tightfit") / "profiles"
+    return (Path(own) if own else own_folder()) / "profiles"
 
 
 @lru_cache(maxsize=64)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from passes.errors import InputError, TightfitError
-from passes.ir.readers.paths import home_folder, path_named
+from passes.ir.readers.paths import own_folder, python_named
 from passes.record import dataclass
 
 #: How long an engine may take until it answers; a cold start of a large model compiles for minutes.
@@ -48,7 +48,7 @@ def engine_python(given: Path | None = None) -> Path:
     if (named := named_python(given, "TIGHTFIT_ENGINE")) is not None:
         return named
     # Where `make engine` puts engines unless told otherwise, one folder a version.
-    if made := sorted((home_folder() / ".cache" / "tightfit").glob("engine-*/bin/python")):
+    if made := sorted(own_folder().glob("engine-*/bin/python")):
         return made[-1]
     raise InputError(
         "which Python has the engine?",
@@ -61,11 +61,7 @@ def named_python(given: Path | None, *variables: str) -> Path | None:
     text = str(given) if given else next((os.environ[name] for name in variables if os.environ.get(name)), "")
     if not text:
         return None
-    path = path_named(text)
-    path = path / "bin" / "python" if path.is_dir() else path
-    if not path.exists():
-        raise InputError(f"no Python at {path}", remedy=f"name the engine's Python with --engine or {variables[0]}")
-    return path.absolute()
+    return python_named(text, f"name the engine's Python with --engine or {variables[0]}")
 
 
 @contextmanager

@@ -22,6 +22,15 @@ def path_named(text: str | Path, folder: Path = Path()) -> Path:
     return path
 
 
+def python_named(text: str, remedy: str) -> Path:
+    """Find the Python that a person wrote: itself, or its environment's folder. Raises InputError with the remedy where there is none."""
+    path = path_named(text)
+    path = path / "bin" / "python" if path.is_dir() else path
+    if not path.exists():
+        raise InputError(f"no Python at {path}", remedy=remedy)
+    return path.absolute()
+
+
 def home_folder() -> Path:
     """Name the user's folder. Raises InputError where the system knows none."""
     try:
@@ -33,13 +42,18 @@ def home_folder() -> Path:
         ) from None
 
 
+def own_folder() -> Path:
+    """Name tightfit's folder below the user's: `~/.cache/tightfit`."""
+    return home_folder() / ".cache" / "tightfit"
+
+
 def cache_root() -> Path:
     """Name the folder where tightfit keeps what it read: `$XDG_CACHE_HOME/tightfit`, by default `~/.cache/tightfit`.
 
     Raises InputError where the system cannot even look there: a name that is too long, a folder that may not be read.
     """
     named = os.environ.get("XDG_CACHE_HOME")
-    root = (Path(named) if named else home_folder() / ".cache") / "tightfit"
+    root = Path(named) / "tightfit" if named else own_folder()
     try:
         root.is_dir()
     except OSError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from operator import le
+from typing import Any, TypeVar, cast
 
 from passes.record import dataclass
 from planner.choice.rule.criteria import Criterion, criteria, making, preferred, restarts, speed
@@ -18,6 +19,8 @@ from planner.choice.rule.words import FIGURES, MAKING, MISSES, TOLD, standing_to
 from planner.choice.verdict import Verdict, refusals
 from planner.spec.parts.goals import Goals
 from targets.gpu import Gpu
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,25 +125,21 @@ class Rule:
 
     def _figure(self, criterion: Criterion, v: Verdict) -> float:
         """A criterion's figure: of most candidates it is asked again whenever one of them is simulated."""
-        known = self._known.setdefault(id(v), (v, {}))[1]
-        if id(criterion) not in known:
-            known[id(criterion)] = criterion.figure(v)
-        return known[id(criterion)]
+        return self._kept(v, id(criterion), criterion.figure)
 
     def _figures(self, v: Verdict) -> tuple[float, ...]:
         """What the Pareto set is over, less is better."""
-        known = self._known_figures
-        if id(v) not in known:
-            known[id(v)] = v, self._weighed(v)
-        return known[id(v)][1]
+        return self._kept(v, None, self._weighed)
+
+    def _kept(self, v: Verdict, key: int | None, figure: Callable[[Verdict], T]) -> T:
+        known = self._known.setdefault(id(v), (v, {}))[1]
+        if key not in known:
+            known[key] = figure(v)
+        return cast("T", known[key])
 
     @cached_property
-    def _known(self) -> dict[int, tuple[Verdict, dict[int, float]]]:
-        """Figures by candidate, which is held so that no other one gets its number."""
-        return {}
-
-    @cached_property
-    def _known_figures(self) -> dict[int, tuple[Verdict, tuple[float, ...]]]:
+    def _known(self) -> dict[int, tuple[Verdict, dict[int | None, Any]]]:
+        """Figures by candidate, which is held so that no other one gets its number, and by criterion; None: those of the Pareto set."""
         return {}
 
     def _weighed(self, v: Verdict) -> tuple[float, ...]:

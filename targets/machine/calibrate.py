@@ -37,13 +37,15 @@ from targets.workload import Workload
 
 PROBE = Path(__file__).with_name("probe_program.py")
 
-#: The load: short and long prompts tell host time from prefill rate, several clients what a further request costs a step.
-LOAD = (Load(16, 32, 1, 3), Load(256, 32, 1, 3), Load(1024, 16, 1, 2), Load(256, 32, 8, 8))
+#: The load: short and long prompts tell host time from prefill rate, several clients what a further request costs a step, whose prompts
+#: are read in one.
+LOAD = (Load(16, 32, 1, 3), Load(256, 32, 1, 3), Load(1024, 16, 1, 2), Load(256, 32, 8, 8), Load(64, 16, 32, 32))
 
-#: What a load can tell of an engine on one machine, with the spread (log space) of its prior.
+#: What a load can tell of an engine on one machine, with the spread (log space) of its prior. What a running sequence costs a step depends
+#: on the machine most: on a processor without AVX-512 it is hundreds of times what a card's host takes.
 _TOLD = {
     "memory": 0.2, "compute": 0.4, "attention": 0.5, "token_s": 1.0, "layer_s": 1.0, "step_s": 1.0, "host_s": 1.0,
-    "host_token_s": 0.3, "cache": 0.3,
+    "host_token_s": 0.3, "cache": 0.3, "sequence_s": 3.0,
 }  # fmt: skip
 
 #: How far the memory of a card may be from what it is asked to be, relative to it: drivers set some aside.

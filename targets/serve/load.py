@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import http.client
 import math
-import random
 import statistics
 import threading
 import time
@@ -39,10 +38,10 @@ class Load:
 
     @property
     def arrivals(self) -> Arrivals:
-        """When each request is sent, as the simulation has it; by chance anew each time."""
+        """When each request is sent: at the same seconds as in the simulation, so that chance does not stand between the two."""
         if self.rate is None:
             return closed_loop(self.concurrency, self.requests)
-        return poisson(self.rate, self.requests, seed=random.randrange(1 << 30))
+        return poisson(self.rate, self.requests)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from targets.engines.engine import Parallel, Settings, SpeedEstimate, find_engin
 from targets.gpu import Gpu, find_gpu
 from targets.machine import calibrate
 from targets.machine.calibrate import (
+    LOAD,
     Observation,
     ServedModel,
     _queued,
@@ -111,6 +112,23 @@ def test_a_load_finds_the_engine_s_own_constants() -> None:
         found = predict(seen(inputs, clients).load, model, profile, values)
         assert found.tpot_s == pytest.approx(seen(inputs, clients).tpot_s, rel=0.05)
         assert found.ttft_s == pytest.approx(seen(inputs, clients).ttft_s, rel=0.08)
+
+
+def test_what_a_running_sequence_costs_on_this_machine_is_found() -> None:
+    """A processor without kernels of its own takes milliseconds for what a card's host does in microseconds."""
+    ir, profile = open_model("HuggingFaceTB/SmolLM2-135M-Instruct").ir, Profile(CPU.name, PROBE, {})
+    truth = measured_values(engine_values("vllm-cpu"), "vllm-cpu", CPU, profile) | {"sequence_s": 0.006}
+    model = ServedModel(ir, "vllm-cpu", CPU, Parallel())
+
+    def seen(asked: Load) -> Observation:
+        means = predict(asked, model, profile, truth)
+        return Observation(asked, means.ttft_s, means.tpot_s)
+
+    start = measured_values(engine_values("vllm-cpu"), "vllm-cpu", CPU, profile)
+    values = start | fit_load([seen(asked) for asked in LOAD], model, profile)
+    for clients in (4, 16, 48):
+        asked = Load(16, 32, clients, clients)
+        assert predict(asked, model, profile, values).tpot_s == pytest.approx(seen(asked).tpot_s, rel=0.08)
 
 
 def test_a_server_that_answers_fewer_at_once_tells_nothing_of_several() -> None:

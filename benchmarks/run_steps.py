@@ -49,7 +49,7 @@ class _Recorder:
         self._waiting += 1
         self._scheduler.add(request)
 
-    def quiet(self) -> int:
+    def quiet(self) -> tuple[int, int, int]:
         return self._scheduler.quiet()
 
     def compose(self) -> Batch:
@@ -60,17 +60,18 @@ class _Recorder:
             if not request.written:
                 self._waiting -= 1
                 self._decoding += self._share[request.number]
-        self._settle(batch)
+        self._settle(batch.ended)
         return batch
 
-    def skip(self, steps: int) -> Batch:
-        batch = self._scheduler.skip(steps)
-        self._keep(batch, batch.context - batch.decode * (steps - 1) / 2, steps)
-        self._settle(batch)
-        return batch
+    def skip(self, steps: int) -> list[Request]:
+        _, decode, context = self._scheduler.quiet()
+        self._keep(Batch(decode), context + decode * (steps - 1) / 2, steps)
+        ended = self._scheduler.skip(steps)
+        self._settle(ended)
+        return ended
 
-    def _settle(self, batch: Batch) -> None:
-        self._decoding -= sum(self._share[request.number] for request in batch.ended)
+    def _settle(self, ended: Sequence[Request]) -> None:
+        self._decoding -= sum(self._share[request.number] for request in ended)
 
     def _keep(self, batch: Batch, context: float, count: int) -> None:
         prefill = sum(tokens for _, tokens, _ in batch.chunks)

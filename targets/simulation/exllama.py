@@ -34,6 +34,8 @@ class Generator:
         self._prefilling: list[Request] = []
         self._ends: list[tuple[int, int, Request]] = []
         self._offsets = 0
+        self._left = False
+        """Whether somebody left since those that wait were looked at."""
 
     @property
     def idle(self) -> bool:
@@ -63,6 +65,7 @@ class Generator:
     def compose(self) -> Batch:
         """Compose the next iteration."""
         self.step += 1
+        self._left = False
         if self.waiting:
             self._start()
         batch = Batch()
@@ -80,14 +83,19 @@ class Generator:
                 self._offsets += request.offset
         return self._generated(batch)
 
-    def quiet(self) -> int:
-        """Return how many iterations after the composed one hold the same requests again if nobody arrives."""
-        return 0 if self._prefilling or not self._ends else self._ends[0][0] - self.step
+    def quiet(self) -> tuple[int, int, int]:
+        """Return how many iterations after the last one hold the same requests if nobody arrives, and of the first of them the sequences
+        and their cached tokens in all. 0 iterations: the next is to be composed.
+        """
+        if self._prefilling or not self._ends or (self._left and self.waiting):
+            return 0, 0, 0
+        decoding = len(self._ends)
+        return self._ends[0][0] - self.step, decoding, self._offsets + decoding * (self.step + 1)
 
-    def skip(self, steps: int) -> Batch:
-        """Go past so many of them. Returns the last."""
+    def skip(self, steps: int) -> list[Request]:
+        """Go past so many of them. Returns those that the last one ends."""
         self.step += steps
-        return self._generated(Batch())
+        return self._generated(Batch()).ended
 
     def _start(self) -> None:
         overtaken: list[Request] = []
@@ -115,4 +123,5 @@ class Generator:
             self._offsets -= request.offset
             self.free += self._pages(request)
             batch.ended.append(request)
+            self._left = True
         return batch

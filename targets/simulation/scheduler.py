@@ -115,7 +115,7 @@ class Batch:
 
 
 class Scheduler:
-    """Composes steps. `add` requests, then `compose` the next step; `quiet` says how many more hold the same, `skip` goes past them."""
+    """Composes steps. `add` requests, then `compose` the next step; `quiet` says how many then hold the same, `skip` goes past them."""
 
     def __init__(self, rules: Rules, cache: Cache) -> None:
         self.rules, self.cache = rules, cache
@@ -127,7 +127,7 @@ class Scheduler:
         self._decoding = 0
         self._offsets = 0
         self._phases: dict[int, int] = {}
-        """Decoding requests by the step, modulo the block, in which they need a new block; a step that no one needs one in may lack."""
+        """Decoding requests by the step, modulo the block, in which they need a new block."""
         self._ends: list[tuple[int, int, Request]] = []
         self._leaving: deque[Request] = deque()
         """Those that have written their last token but are not settled: they hold blocks and a place."""
@@ -178,18 +178,32 @@ class Scheduler:
         budget = self._run(batch)
         if self.waiting and not batch.preempted:
             self._admit(batch, budget)
-        self._finish(batch)
+        self._finish(batch.ended)
         return batch
 
-    def quiet(self) -> int:
-        """Return how many steps after the composed one, which held no chunk, hold the same requests again if nobody arrives."""
-        if self._partial is not None or self._leaving or not self._decoding:
-            return 0
-        if self.waiting and len(self.running) < self.rules.sequences and self._fits(self.waiting[0]):
-            return 0
-        most, block, free = self._next_end() - self.step, self.cache.block, self.free
-        if free >= self._decoding * (most // block + 1):
-            return most
+    def quiet(self) -> tuple[int, int, int]:
+        """Return how many steps after the last one hold the same requests, which all decode, if nobody arrives, and of the first of them
+        the sequences and their cached tokens in all. 0 steps: the next is to be composed.
+
+        Those that left before they are settled change nothing for those that decode, only for one that waits for their blocks or place.
+        """
+        decoding = self._decoding
+        if self._partial is not None or not decoding:
+            return 0, 0, 0
+        if self.waiting or self._leaving:
+            places = len(self.running) < self.rules.sequences
+            if self._leaving and (self.waiting or not places):
+                return 0, 0, 0
+            if self.waiting and places and self._fits(self.waiting[0]):
+                return 0, 0, 0
+        most, context = self._next_end() - self.step, self._offsets + decoding * (self.step + 1)
+        if self._free.count < decoding * (most // self.cache.block + 1):
+            most = self._held(most)
+        return most, decoding, context
+
+    def _held(self, most: int) -> int:
+        """Return for how many of so many steps the blocks that are free are enough."""
+        block, free = self.cache.block, self._free.count
         cycles = free // self._decoding
         steps, free = cycles * block, free - cycles * self._decoding
         while steps < most:
@@ -199,16 +213,24 @@ class Scheduler:
             steps += 1
         return min(steps, most)
 
-    def skip(self, steps: int) -> Batch:
-        """Go past so many quiet steps, at least one. Returns the last of them."""
-        block, phases, cycles = self.cache.block, 0, steps // self.cache.block
-        for step in range(self.step + cycles * block + 1, self.step + steps + 1):
-            phases += self._phases.get(step % block, 0)
-        self._free.take(cycles * self._decoding + phases)
+    def skip(self, steps: int) -> list[Request]:
+        """Go past so many quiet steps, at least one. Returns those that the last of them ends."""
+        block, decoding, first = self.cache.block, self._decoding, self.step + 1
+        cycles, rest = divmod(steps, block)
+        taken = cycles * decoding
+        if rest:
+            for phase, requests in self._phases.items():
+                if (phase - first) % block < rest:
+                    taken += requests
+        if taken:
+            self._free.take(taken)
         self.step += steps
-        batch = Batch(self._decoding, self._offsets + self._decoding * self.step)
-        self._finish(batch)
-        return batch
+        if self._leaving:
+            self._settle()
+        ended: list[Request] = []
+        if self._ends[0][0] <= self.step:
+            self._finish(ended)
+        return ended
 
     def _next_end(self) -> int:
         """The step that ends the first of those that decode, which there must be."""
@@ -353,10 +375,14 @@ class Scheduler:
         self._decoding += sign
         self._offsets += sign * request.offset
         phase = -request.offset % self.cache.block
-        self._phases[phase] = self._phases.get(phase, 0) + sign
+        requests = self._phases.get(phase, 0) + sign
+        if requests:
+            self._phases[phase] = requests
+        else:
+            del self._phases[phase]
 
-    def _finish(self, batch: Batch) -> None:
-        """Those that write their last token in this step decode no further."""
+    def _finish(self, ended: list[Request]) -> None:
+        """Those that write their last token in this step decode no further: they are added to those that have `ended`."""
         ends, step = self._ends, self.step
         while ends and ends[0][0] <= step:
             end, _, request = heappop(ends)
@@ -364,5 +390,5 @@ class Scheduler:
                 continue  # it lost its blocks since
             if request.offset + step + 1 > request.known:
                 self._decodes(request, -1)
-            batch.ended.append(request)
+            ended.append(request)
             self._leaving.append(request)

@@ -1,7 +1,8 @@
 """The loop of an engine under load: arrivals in, steps on a clock, answers out.
 
 Steps are composed while the last one runs (`Rules.lag`), so that one is composed of what had arrived when its predecessor began.
-Runs of equal decode steps are told as one, at the time of the middle one: the time of a step is linear in its contexts.
+Runs of decode steps that hold the same requests are told as one, at the time of the middle one: the time of a step is linear in its
+contexts. One run follows the other, without a step being composed, until somebody arrives or something is to be decided.
 """
 
 from __future__ import annotations
@@ -45,11 +46,13 @@ class Composer(Protocol):
     def compose(self) -> Batch:
         """Compose the next step."""
 
-    def quiet(self) -> int:
-        """Return how many steps after the composed one, which held no chunk, hold the same requests again if nobody arrives."""
+    def quiet(self) -> tuple[int, int, int]:
+        """Return how many steps from here on hold the same requests, which all decode, if nobody arrives, and of the first of them the
+        sequences and their cached tokens in all. 0 steps: the next must be composed.
+        """
 
-    def skip(self, steps: int) -> Batch:
-        """Go past so many of them. Returns the last."""
+    def skip(self, steps: int) -> list[Request]:
+        """Go past so many of them. Returns those that the last one ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,65 +94,103 @@ def simulate(
 
     Raises ValueError where the cache of `scheduler` does not hold one of them.
     """
-    count = len(lengths)
-    run = Run([0.0] * count, [0.0] * count, [0.0] * count, [output for _, output in lengths])
-    door = _Door(arrivals, lengths, host or Host(), run.sent)
-    stalled: dict[Request, float] = {}
-    began = now = 0.0
-    left = count
-    while left:
-        for request in door.arrived(began if scheduler.lag else now):
-            scheduler.add(request)
+    serving = _Serving(step_s, scheduler, arrivals, lengths, host or Host())
+    while serving.left:
+        serving.compose()
+        while serving.go_on():
+            pass
+    return serving.run
+
+
+class _Serving:
+    """A run on its clock: the last step that was composed runs from `began` to `now`."""
+
+    __slots__ = ("_asked", "_door", "_lag", "_scheduler", "_stalled", "_step_s", "began", "left", "now", "run")
+
+    def __init__(
+        self,
+        step_s: Callable[[Batch], float],
+        scheduler: Composer,
+        arrivals: Arrivals,
+        lengths: Sequence[tuple[int, int]],
+        host: Host,
+    ) -> None:
+        count = len(lengths)
+        self.run = Run([0.0] * count, [0.0] * count, [0.0] * count, [output for _, output in lengths])
+        self.began = self.now = 0.0
+        self.left = count
+        self._step_s, self._scheduler, self._lag = step_s, scheduler, scheduler.lag
+        self._door = _Door(arrivals, lengths, host, self.run.sent)
+        self._stalled: dict[Request, float] = {}
+        self._asked = Batch()
+
+    def compose(self) -> None:
+        """Let the next step be composed of those that have arrived, and run it; wait for one where there is nothing to do."""
+        scheduler, run, door = self._scheduler, self.run, self._door
+        seen = self.began if self._lag else self.now
+        if door.next <= seen:
+            for request in door.arrived(seen):
+                scheduler.add(request)
         if scheduler.idle:
-            began = now = max(now, door.next)
-            continue
+            self.began = self.now = max(self.now, door.next)
+            return
         batch = scheduler.compose()
         for request in batch.preempted:
-            stalled[request] = now
+            self._stalled[request] = self.now
             run.preemptions += 1
+        self.began = self.now
         if batch.empty:
-            began = now
-            continue
-        seconds = step_s(batch)
-        began, now = now, now + seconds
+            return
+        seconds = self._step_s(batch)
+        self.now += seconds
         run.steps += 1
         for request in batch.caught_up:
             if request.written:
-                run.gaps.append((now - stalled.pop(request, began), 1))
+                run.gaps.append((self.now - self._stalled.pop(request, self.began), 1))
             else:
-                run.first[request.number] = now
+                run.first[request.number] = self.now
         if batch.decode:
             run.gaps.append((seconds, batch.decode))
-        full = scheduler.full
-        if full:
+        if scheduler.full:
             run.full_s += seconds
-        if not batch.chunks and not batch.ended:
-            steps = scheduler.quiet()
-            if steps and scheduler.open:
-                steps = min(steps, _before(door.next, began, now, seconds, scheduler.lag))
-            if steps:
-                middle = Batch(batch.decode, batch.context + batch.decode * (steps + 1) // 2)
-                seconds = step_s(middle)
-                run.full_s += steps * seconds if full else 0.0
-                batch = scheduler.skip(steps)
-                began, now = now + (steps - 1) * seconds, now + steps * seconds
-                run.steps += steps
-                run.gaps.append((seconds, steps * batch.decode))
-        for request in batch.ended:
-            run.done[request.number] = now
-            left -= 1
-            door.answered(now)
-    return run
+        if batch.ended:
+            self._answer(batch.ended)
 
+    def go_on(self) -> bool:
+        """Tell the steps that follow and hold the same requests as one. Returns whether there were any."""
+        scheduler, asked, step_s, now = self._scheduler, self._asked, self._step_s, self.now
+        steps, decode, context = scheduler.quiet()
+        if not steps:
+            return False
+        arrival = self._door.next
+        if arrival <= now and scheduler.open:
+            if not self._lag or arrival <= self.began:
+                return False
+            steps = 1
+        asked.decode, asked.context = decode, context + decode * (steps - 1) // 2
+        seconds = step_s(asked)
+        if steps > 1 and arrival <= now + (steps - 1) * seconds and scheduler.open:
+            # a step takes the longer the later it is: these are no more than there are, the rest is told by itself
+            steps = min(steps, math.ceil((arrival - now) / seconds) + self._lag)
+            asked.context = context + decode * (steps - 1) // 2
+            seconds = step_s(asked)
+        run = self.run
+        if scheduler.full:
+            run.full_s += steps * seconds
+        ended = scheduler.skip(steps)
+        self.began, self.now = now + (steps - 1) * seconds, now + steps * seconds
+        run.steps += steps
+        run.gaps.append((seconds, steps * decode))
+        if ended:
+            self._answer(ended)
+        return True
 
-def _before(arrival: float, began: float, now: float, seconds: float, lag: int) -> int:
-    """How many further steps are composed before an arrival is seen: the running one began at `began` and ends `now`."""
-    if math.isinf(arrival):
-        return 1 << 60
-    further = max(0, math.ceil((arrival - now) / seconds))
-    if not lag:
-        return further
-    return 1 + further if arrival > began else 0
+    def _answer(self, ended: Sequence[Request]) -> None:
+        now, done, answered = self.now, self.run.done, self._door.answered
+        self.left -= len(ended)
+        for request in ended:
+            done[request.number] = now
+            answered(now)
 
 
 class _Door:
@@ -165,13 +206,14 @@ class _Door:
         self._at_work: deque[tuple[float, int]] = deque()
         self._now = self._turned = 0.0
         self._coming: deque[tuple[float, Request]] = deque()
+        self.next = math.inf
+        """When the engine sees the next request, if no other is sent before, and never sooner; without end where none is on its way."""
         at_once = len(lengths) if arrivals.at_once is None else arrivals.at_once
         for _ in range(min(at_once, len(lengths))):
-            self.answered(0.0)
+            self._send(0.0)
+        self.next = self._next()
 
-    @property
-    def next(self) -> float:
-        """When the engine sees the next request, if no other is sent before; without end where none is on its way."""
+    def _next(self) -> float:
         seen = self._coming[0][0] if self._coming else math.inf
         if self._at_work:
             seen = min(seen, self._through() + self._after(self._at_work[0][1]))
@@ -181,10 +223,13 @@ class _Door:
         return seen
 
     def answered(self, now: float) -> None:
-        """Free a client, by an answer or at the start: the next request is sent, when it is due."""
+        """Free a client by an answer: the next request is sent, when it is due."""
+        if self._number < len(self._lengths):
+            self._send(now)
+            self.next = self._next()
+
+    def _send(self, now: float) -> None:
         number = self._number
-        if number == len(self._lengths):
-            return
         self._number += 1
         self._sent[number] = at = max(now, self._due[number])
         self._sending.append((at, number))
@@ -195,11 +240,10 @@ class _Door:
             self._work(now)
         else:
             self._turn(now)
-        if not self._coming:
-            return ()
         out, coming = [], self._coming
         while coming and coming[0][0] <= now:
             out.append(coming.popleft()[1])
+        self.next = self._next()
         return out
 
     def _work(self, to: float) -> None:

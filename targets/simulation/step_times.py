@@ -2,7 +2,8 @@
 
 A step's time is a sum (`targets.speed.step.step_seconds`): what depends on all tokens of the step, on the rows that are sampled, on the
 decoding sequences, on their contexts, on pairs of a prompt's tokens. Those that only decode are steps of their own kind. So the model is
-asked along these six lines only: these at every length up to where CUDA graphs end, the others up to 64 and at 32 points an octave above.
+asked along these six lines only: these at every length up to where CUDA graphs end, the others at few points an octave. What contexts and
+pairs add is straight but for windows, which are powers of two and such points.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from targets.speed.step import Step
 
 #: Tokens of the prompt beside which the rest is asked.
 _PROMPT = 512
-#: Up to here every length is asked; above, so many bits of it.
-_EXACT, _BITS = 64, 6
+#: Of a length so many bits are asked: of what bends, and of what is straight.
+_BENT, _STRAIGHT = 4, 3
 #: Up to here batches that only decode are padded to sizes (`targets.speed.step.padded`), so that every length is asked.
 _PADDED = 512
 
@@ -30,16 +31,21 @@ class StepTimes:
         self, step: Callable[[Step], float], cache_bytes: float, stages: int = 1, least_s: float = 0.0
     ) -> None:
         self._step, self._cache_bytes, self._stages, self._least_s = step, cache_bytes, stages, least_s
-        self._tokens = _curve(self._ask_tokens)
-        self._sampled = _curve(self._ask_sampled)
-        self._alone = _curve(self._ask_alone, _PADDED)
-        self._decoding = _curve(self._ask_decoding)
-        self._context = _curve(self._ask_context)
-        self._pairs = _curve(self._ask_pairs)
+        self._tokens = _curve(self._ask_tokens, _BENT)
+        self._sampled = _curve(self._ask_sampled, _BENT)
+        self._alone = _curve(self._ask_alone, _BENT, _PADDED)
+        self._decoding = _curve(self._ask_decoding, _STRAIGHT)
+        self._context = _slope(self._ask_context)
+        self._pairs = _curve(self._ask_pairs, _STRAIGHT)
 
     def __call__(self, batch: Batch) -> float:
         """Return the seconds of a step."""
-        return self._of(batch.decode, batch.context, batch.chunks)
+        decode = batch.decode
+        if batch.chunks or not decode or self._stages > 1:
+            return self._of(decode, batch.context, batch.chunks)
+        context = batch.context  # most steps
+        seconds = self._alone(decode) + context * self._context(round(context / decode))
+        return seconds if seconds > self._least_s else self._least_s
 
     def apart(self, batch: Batch) -> float:
         """Return the seconds of a step whose chunks are forward passes of their own."""
@@ -49,11 +55,6 @@ class StepTimes:
         return seconds + self._of(batch.decode, batch.context, ()) if batch.decode else seconds
 
     def _of(self, decode: int, context: int, chunks: Sequence[tuple[object, int, int]]) -> float:
-        if not chunks and self._stages == 1:  # most steps
-            seconds = self._alone(decode)
-            if decode:
-                seconds += context * self._context(round(context / decode))
-            return seconds if seconds > self._least_s else self._least_s
         prompts, prefill, whole, pairs, share, sequences = len(chunks), 0, 0, 0, 1.0, decode
         for _, tokens, before in chunks:
             whole += tokens
@@ -94,23 +95,32 @@ class StepTimes:
         return self._seconds(decode, 0.0, _PROMPT) - self._seconds(0, 0.0, _PROMPT + decode, 0.0, decode)
 
     def _ask_context(self, context: int) -> float:
-        """What a token of the cache adds to a decoding sequence that has so many."""
-        return (self._seconds(1, context) - self._seconds(1, 0.0)) / context if context else 0.0
+        """What so many tokens of the cache add to a decoding sequence."""
+        return self._seconds(1, context) - self._alone(1)
 
     def _ask_pairs(self, seen: int) -> float:
         """What it adds to a prompt's token that it attends to so many."""
         return (self._seconds(0, 0.0, _PROMPT, seen) - self._tokens(_PROMPT)) / _PROMPT
 
 
-def _curve(ask: Callable[[int], float], exact: int = _EXACT) -> Callable[[int], float]:
-    """A curve at whole numbers: asked there, or above `exact` between the two nearest points that are; each known from then on."""
+def _curve(ask: Callable[[int], float], bits: int, exact: int = 0) -> Callable[[int], float]:
+    """A curve at whole numbers: asked up to `exact` and where no more than `bits` of them are set in a row, else between the two nearest
+    points that are; each known from then on.
+    """
     asked = lru_cache(maxsize=None)(ask)
 
     def at(x: int) -> float:
-        rest = x % (unit := 1 << (x.bit_length() - _BITS)) if x > exact else 0
+        unit = 1 << max(x.bit_length() - bits, 0)
+        rest = x % unit if x > exact else 0
         if not rest:
             return asked(x)
         low = asked(x - rest)
         return low + (asked(x - rest + unit) - low) * rest / unit
 
     return lru_cache(maxsize=None)(at)
+
+
+def _slope(ask: Callable[[int], float]) -> Callable[[int], float]:
+    """What each of so many tokens adds of what they add together."""
+    together = _curve(ask, _STRAIGHT)
+    return lru_cache(maxsize=None)(lambda x: together(x) / x if x else 0.0)

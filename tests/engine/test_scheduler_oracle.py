@@ -91,19 +91,17 @@ class _Recorded(Scheduler):
     def compose(self) -> Batch:
         batch = super().compose()
         chunks = {request: tokens for request, tokens, _ in batch.chunks}
-        held = {request: 1 for request in self.running if request not in chunks and self._decodes_now(request)}
+        held = {request: 1 for request in self.running if request not in chunks and request.end >= self.step}
         if held or chunks:
             self.steps.append(sorted([request.number, tokens] for request, tokens in {**held, **chunks}.items()))
         assert len(held) == batch.decode
         return batch
 
-    def skip(self, steps: int) -> Batch:
-        last = self.steps[-1]
-        self.steps += [last] * steps
+    def skip(self, steps: int) -> list[Request]:
+        held = sorted([request.number, 1] for request in self.running if request.end > self.step)
+        assert len(held) == self.quiet()[1]
+        self.steps += [held] * steps
         return super().skip(steps)
-
-    def _decodes_now(self, request: Request) -> bool:
-        return request.end >= self.step
 
 
 def _ours(case: Case, lag: int) -> tuple[list[list[list[int]]], int]:

@@ -41,8 +41,8 @@ def _step_s(batch: Batch) -> float:
 class _StepByStep(Scheduler):
     """The scheduler without its jumps."""
 
-    def quiet(self) -> int:
-        return 0
+    def quiet(self) -> tuple[int, int, int]:
+        return 0, 0, 0
 
 
 def _run(load: Arrivals, blocks: int, lag: int, kind: type[Scheduler] = Scheduler) -> tuple[Run, Scheduler]:

@@ -88,6 +88,10 @@ def plan(
     `on`: what computes here, where `apply` is forecast for, and whose processes try the candidates.
     """
     measure = optional_path("measure", measure, "a folder for measurements")
+    if measure is not None:
+        from planner.setup.extras import require
+
+        require("torch", "transformers")
     called("progress", progress)
     record("on", on, Computing)
     here = computing(on.device)

@@ -32,7 +32,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def public(function: F) -> F:
-    """Have a function of the facade tell of arguments that it does not take as an InputError, with the nearest names."""
+    """Have a function of the facade tell what its caller can mend as an InputError: arguments that it does not take, with the nearest
+    names, and packages that are not installed.
+    """
 
     @wraps(function)
     def call(*by_place: Any, **by_name: Any) -> Any:
@@ -42,6 +44,12 @@ def public(function: F) -> F:
             if (error := misused(function, by_place, by_name)) is not None:
                 raise error from None
             raise
+        except ModuleNotFoundError as error:
+            from planner.setup.mistakes import as_told
+
+            if (told := as_told(error, f"tightfit.{function.__name__}")) is None:
+                raise
+            raise told from error
 
     return cast(F, call)
 

@@ -332,20 +332,8 @@ def print_coverage(title: str, groups: Mapping[str, Mapping[str, float]]) -> Non
         )
 
 
-def print_own(residuals: Sequence[Residual], widths: Mapping[str, Mapping[str, float]]) -> None:
-    """What was measured here against a prediction that knew none of it."""
-    print("\nMeasured here, all of it held out\n\n| model | | predicted | measured | inside |\n|---|---|---|---|---|")
-    for residual in (residual for residual in residuals if residual.row.source == "own"):
-        row, value = residual.row, math.exp(residual.ln_value)
-        half = quality_law.half_width(widths, row.cause, row.traits, residual.tier)
-        low, high = max(0.0, value * math.exp(-half) - FLOOR), value * math.exp(half) + FLOOR
-        said = f"{value:.3f} ({low:.3f} … {high:.3f})"
-        print(
-            f"| {row.model} | {_named(row.cause)} | {said} | {row.rise:.4f} | {'yes' if low <= row.rise <= high else 'no'} |"
-        )
-
-
-def _named(cause: Cause) -> str:
+def named(cause: Cause) -> str:
+    """Return what was done to a model, as tables say it."""
     match cause:
         case Rounding(method=method, bits=bits, group_size=group):
             return (
@@ -392,7 +380,6 @@ def main() -> None:
         print(f"without {name:8s}", line)
     for name, found in covering.items():
         print_coverage(f"Held out: {name}", found)
-    print_own(held_out["source"], widths)
     print("\nwidths", widths, "\nkl_ratio", document["kl_ratio"], "\nmodels", document["models"])
     if write:
         OUT.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")

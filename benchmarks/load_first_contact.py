@@ -1,6 +1,7 @@
 """Holds `optimize check` against published runs of `vllm bench serve` that are in no fit, as a stranger would ask about them.
 
     python -m benchmarks.load_first_contact [PART OF AN ID]
+    python -m benchmarks.load_first_contact --keep && python -m benchmarks.results
 
 Each row of `data/load_first_contact.jsonl` is what somebody published: card, version, command, load and what was measured. Rows were written down
 before their answers were asked, and stay out of `fit_speed`, but for one assumed constant that is read off eager ones of them
@@ -11,17 +12,22 @@ percentile. `ratio`: how far lengths differ to either side of their mean. `loose
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from benchmarks.results import keep
+from benchmarks.stored_tables import table
+from targets.speed.rates import FIT
 
 ROWS = Path(__file__).parent / "data" / "load_first_contact.jsonl"
 #: A row's figures by those of an answer: the first that was published is held against it.
@@ -52,6 +58,9 @@ class Contact:
     def held(self) -> bool:
         """Whether the interval holds what was measured."""
         return self.low <= self.measured <= self.high
+
+
+_KINDS = {"alone": "one client", "closed loop": "closed loops", "rate": "rates", "burst": "bursts"}
 
 
 def load_rows() -> list[dict[str, Any]]:
@@ -94,15 +103,28 @@ def kind(row: dict[str, Any]) -> str:
     return "burst" if row["arrival"] == "burst" else "rate"
 
 
-def summary(name: str, found: Sequence[Contact]) -> str:
-    """One line: rows, and of each figure the median error, and how many intervals hold."""
-    told = []
+def summary(found: Sequence[Contact]) -> Iterator[str]:
+    """Give of each figure the median error, and the share of intervals that hold; of fewer than three rows, how many there are."""
     for figure in _FIGURES:
         sizes = [each for each in found if each.name == figure]
-        if sizes:
-            middle = statistics.median(abs(each.error) for each in sizes)
-            told.append(f"{figure} {middle:.1%} of {len(sizes)}, held {sum(e.held for e in sizes) / len(sizes):.2f}")
-    return f"{name}: {len({each.row['id'] for each in found})} rows: " + "; ".join(told)
+        if len(sizes) < 3:
+            yield f"{len(sizes)} rows"
+            continue
+        middle = statistics.median(abs(each.error) for each in sizes)
+        yield f"{middle:.1%}, {sum(each.held for each in sizes) / len(sizes):.2f} of {len(sizes)}".replace("%", " %")
+
+
+def summaries(found: Sequence[Contact]) -> str:
+    """Return the table of the page: all rows, and by what they have in common."""
+    chosen: dict[str, Callable[[dict[str, Any]], bool]] = {
+        "all": lambda row: True,
+        "not known here before": lambda row: not row["met_before"],
+        "not known here before, and fully published": lambda row: not row["met_before"] and not row["loose"],
+        **{said: lambda row, name=name: kind(row) == name for name, said in _KINDS.items()},  # type: ignore[misc]
+    }
+    groups = {name: [each for each in found if wanted(each.row)] for name, wanted in chosen.items()}
+    rows = [(name, len({each.row["id"] for each in some}), *summary(some)) for name, some in groups.items() if some]
+    return table(("rows", "n", "TPOT", "first token", "throughput"), rows)
 
 
 def _asked(row: dict[str, Any]) -> dict[str, Any]:
@@ -116,10 +138,14 @@ def _asked(row: dict[str, Any]) -> dict[str, Any]:
     return dict(json.loads(done.stdout)) if done.stdout.strip() else {"error": {"message": done.stderr.strip()}}
 
 
-def main(part: str = "") -> None:
+def main() -> None:
     """Ask every row and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="?", default="", help="of the ids of the rows that are asked")
+    parser.add_argument("--keep", action="store_true", help="keep the table for the page")
+    asked = parser.parse_args()
     found: list[Contact] = []
-    rows = [row for row in load_rows() if part in row["id"]]
+    rows = [row for row in load_rows() if asked.part in row["id"]]
     with ThreadPoolExecutor(2) as pool:
         for row, answer in zip(rows, pool.map(_asked, rows), strict=True):
             if not answer.get("speed"):
@@ -132,16 +158,10 @@ def main(part: str = "") -> None:
                 for e in held
             )
             print(f"{row['id']} ({kind(row)}): " + "; ".join(figures))
-    chosen: dict[str, Callable[[dict[str, Any]], bool]] = {
-        "all": lambda row: True,
-        "new": lambda row: not row["met_before"],
-        "new, fully published": lambda row: not row["met_before"] and not row["loose"],
-        **{name: lambda row, name=name: kind(row) == name for name in ("alone", "closed loop", "burst", "rate")},  # type: ignore[misc]
-    }
-    for name, wanted in chosen.items():
-        if some := [each for each in found if wanted(each.row)]:
-            print(summary(name, some))
+    print(f"\n{summaries(found)}")
+    if asked.keep and not asked.part:
+        keep("load-first-contact", "python -m benchmarks.load_first_contact --keep", (ROWS, FIT), summaries(found))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2])
+    main()

@@ -21,7 +21,7 @@ _QUALITY_SAYS = {
     "nothing": "nothing (in sample)", "source": "each source whole", "model": "each model whole, in every source",
     "family": "each model family whole",
 }  # fmt: skip
-_KINDS_SAY = {
+KINDS_SAY = {
     "integers": "3 bits and more (GPTQ, AWQ, EXL2, EXL3)", "integers to nearest": "3 bits and more, rounded to nearest",
     "few bits": "fewer than 3 bits", "fp4": "NVFP4, MXFP4", "fp8": "FP8, MXFP8", "int8": "W8A8", "cache": "KV cache",
     "experts": "experts dropped", "depth": "blocks dropped", "width": "width cut", "zeros": "zeros without a pattern",
@@ -31,7 +31,7 @@ _TIERS_SAY = {
     "pair": "this model's rounding by this method is in a table", "model": "this model is, by other methods",
     "family": "its family is", "unseen": "nothing of it is",
 }  # fmt: skip
-_SPEED_SAYS = {
+SPEED_SAYS = {
     Regime.ALONE: "one request at a time", Regime.BELOW: "below saturation", Regime.SATURATED: "saturated",
     Regime.BURST: "all requests at once",
 }  # fmt: skip
@@ -42,15 +42,15 @@ def quality_errors(stored: Mapping[str, Any]) -> str:
     told = stored["provenance"]
     rows = [
         (
-            said, errors["rows"], _percent(errors["median"]), _percent(errors["p90"]), f"{errors['spearman']:.2f}",
-            f"{_percent(inside['coverage'])} of {inside['rows']}",
+            said, errors["rows"], percent(errors["median"]), percent(errors["p90"]), f"{errors['spearman']:.2f}",
+            f"{percent(inside['coverage'])} of {inside['rows']}",
         )
         for name, said in _QUALITY_SAYS.items()
         for errors, inside in [(told["errors"][name], told["coverage"][name])]
     ]  # fmt: skip
     heads = ("what is held out", "rows", "median error", "90th percentile", "rank correlation within a model",
              "of all rows inside their intervals")  # fmt: skip
-    return _table(heads, rows)
+    return table(heads, rows)
 
 
 def quality_widths(stored: Mapping[str, Any]) -> str:
@@ -64,8 +64,8 @@ def quality_widths(stored: Mapping[str, Any]) -> str:
     )
     return "\n\n".join(
         (
-            _table(("kind of loss", "half width in ln"), [(_KINDS_SAY[name], f"{value:.2f}") for name, value in kinds]),
-            _table(("of the model", "times"), [(name, f"{value:.2f}") for name, value in factors]),
+            table(("kind of loss", "half width in ln"), [(KINDS_SAY[name], f"{value:.2f}") for name, value in kinds]),
+            table(("of the model", "times"), [(name, f"{value:.2f}") for name, value in factors]),
         )
     )
 
@@ -73,10 +73,10 @@ def quality_widths(stored: Mapping[str, Any]) -> str:
 def quality_unseen(found: Mapping[str, Sequence[tuple[float, bool]]]) -> str:
     """Return how the law does on figures that were never fitted."""
     rows = [
-        (method, len(pairs), sum(inside for _, inside in pairs), _percent(statistics.median(error for error, _ in pairs)))
+        (method, len(pairs), sum(inside for _, inside in pairs), percent(statistics.median(error for error, _ in pairs)))
         for method, pairs in sorted(found.items())
     ]  # fmt: skip
-    return _table(("method", "figures", "inside their intervals", "median error"), rows)
+    return table(("method", "figures", "inside their intervals", "median error"), rows)
 
 
 def speed_widths(stored: Mapping[str, Any]) -> str:
@@ -84,10 +84,10 @@ def speed_widths(stored: Mapping[str, Any]) -> str:
     rows = [
         (engine, said, *(_times(entry["widths"][part][regime][figure]) for part in ("dense", "experts") for figure in ("tpot", "ttft")))
         for engine, entry in sorted(stored["engines"].items())
-        for regime, said in _SPEED_SAYS.items()
+        for regime, said in SPEED_SAYS.items()
     ]  # fmt: skip
     heads = ("engine", "load", "TPOT", "TTFT", "TPOT of experts", "TTFT of experts")
-    return _table(heads, rows)
+    return table(heads, rows)
 
 
 def tables() -> dict[str, tuple[str, tuple[Any, ...]]]:
@@ -102,12 +102,14 @@ def tables() -> dict[str, tuple[str, tuple[Any, ...]]]:
     }
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return a table of Markdown."""
     lines = (heads, ("---",) * len(heads), *rows)
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """Return a share in whole percent."""
     return f"{share * 100:.0f} %"
 
 

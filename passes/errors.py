@@ -7,7 +7,7 @@ because what the user gave cannot be used. Both say what is wrong and what would
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field
 from enum import Enum
 from types import MappingProxyType
@@ -141,3 +141,19 @@ def unknown_name(
     close = meant.get(name.lower()) or nearest(name, known)
     hint = f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
     return InputError(f"unknown {kind} {name!r:.{_NAME}}.{hint}", remedy=remedy, location=location)
+
+
+def misused(called: Callable[..., Any], by_place: Sequence[Any], by_name: Mapping[str, Any]) -> InputError | None:
+    """Return the error for arguments that a public function or class does not take, with the nearest names; None where it takes them."""
+    import inspect
+
+    signature, name = inspect.signature(called), called.__name__
+    try:
+        signature.bind(*by_place, **by_name)
+    except TypeError as error:
+        taken = list(signature.parameters)
+        remedy = f"{name} takes {', '.join(taken)}"
+        if unknown := [each for each in by_name if each not in taken]:
+            return unknown_name(f"argument of {name}", unknown[0], taken, remedy=remedy)
+        return InputError(f"{name}: {error}", remedy=remedy)
+    return None

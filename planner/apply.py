@@ -39,7 +39,7 @@ from planner.plan.lock import require_fresh
 from planner.plan.make import Plan, plan
 from planner.plan.opened import Opened, planned_source
 from planner.plan.saved import PLAN, load_plan, save
-from planner.spec.arguments import called, file_named, of_kind, optional_path, record
+from planner.spec.arguments import called, file_named, of_kind, optional_path, public, record
 from planner.spec.spec import Spec, TextChoice
 from targets.engines.engine import find_engine
 from targets.gpu import Gpu
@@ -95,6 +95,7 @@ def find_plan(folder: Path) -> Path:
     return plans[-1]
 
 
+@public
 def apply(
     what: str | Path | Plan | PlanDocument,
     out: str | Path | None = None,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 from passes.errors import InputError
 from passes.ir.sources import open_model
 from passes.record import dataclass
+from planner.setup.extras import APPLY, install
 from targets.engines.engine import ENGINE_NAMES, Engine, Parallel, find_engine
 from targets.gpu import Gpu, find_gpu, installed_gpu
 from targets.machine.calibrate import ServedModel, calibrate_machine, calibrate_served
@@ -41,9 +43,9 @@ def calibrate(
         raise InputError("what is served there?", remedy="name it with --model: a folder, or a name of the catalog")
     profile = None if server is None else believed_profile(card)[0]
     if profile is None:
+        measuring = _python(python)
         say(f"measuring {card.name}, about {seconds:.0f} s")
-        known = python is not None or "TIGHTFIT_ENGINE" in os.environ
-        profile = calibrate_machine(card, engine_python(python) if known else None, seconds=seconds)
+        profile = calibrate_machine(card, measuring, seconds=seconds)
     if server is not None and server.model:
         say(f"a short load on {server.url}")
         name = server.served_name or Path(server.model).name
@@ -51,6 +53,19 @@ def calibrate(
         profile = calibrate_served(server.url, name, served)
     say(f"kept in {profile_path(card.name)}")
     return profile
+
+
+def _python(given: Path | None) -> Path | None:
+    """The Python that has torch: as named, else this one (None), else an engine's. Raises InputError where there is none."""
+    if given is None and "TIGHTFIT_ENGINE" not in os.environ and find_spec("torch") is not None:
+        return None
+    try:
+        return engine_python(given)
+    except InputError as error:
+        if given is not None or "TIGHTFIT_ENGINE" in os.environ:
+            raise
+        remedy = f"{install(APPLY)}, or {error.remedy}"
+        raise InputError("neither torch nor an engine is here to measure with", remedy=remedy) from None
 
 
 def _can_calibrate(engine: Engine, card: Gpu) -> bool:

@@ -21,7 +21,7 @@ from planner.plan.codec import FORMAT_VERSION, to_json
 from planner.plan.stated import StatedReason, figures_alone, stated, whole_bytes
 from planner.quality.expected import Quality
 from planner.quality.origin import NOT_JUDGED, loss_since_origin, origin_unknown
-from planner.spec.arguments import count, of_kind, optional_text, record
+from planner.spec.arguments import count, of_kind, optional_text, public, record
 from targets.engines.engine import (
     DEFAULT_ENGINE,
     KVEstimate,
@@ -258,6 +258,7 @@ def to_make(weights: str | None, ir: ModelIR) -> str | None:
     return None if weights == AS_IS or stored == {weights} else weights
 
 
+@public
 def check(
     model: str | Path | Source,
     gpu: str | int | Gpu,

@@ -130,7 +130,7 @@ def applied(order: Order, progress: Callable[[Progress], None] = lambda event: N
             str(order.what), str(order.out), 0 if result.holds else 4, result.plan.decision.label, _missed(result.holds)
         )  # fmt: skip
     except Exception as error:
-        if (told := as_told(error, "apply")) is not None:
+        if (told := as_told(error, "`optimize apply`")) is not None:
             member = _failed(str(order.what), order.out, told)
         elif os.environ.get("TIGHTFIT_DEBUG"):
             raise

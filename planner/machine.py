@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from passes.blocks.devices import AUTO, PROCESSOR, built_for_cards, device_name, hidden_cards, listed_cards
 from passes.errors import InputError
-from passes.record import dataclass
+from passes.record import Told, dataclass
 from passes.steps.executor import HERE, Executor
 from targets.engines.engine import find_engine
 from targets.gpu import Gpu, cards_named, find_gpu, fold, inline_gpu, this_cpu, unlisted_gpu
@@ -24,7 +24,7 @@ _REMEDY = "verify on the machine that it was planned for: copy the result's fold
 
 
 @dataclass(frozen=True, slots=True)
-class Computing:
+class Computing(metaclass=Told):
     """Where the work is done. `device`: what computes, `auto` (every card, else the processor), `cpu`, `cuda` (every card), `cuda:1`;
     `executor`: whose processes carry out the steps.
     """

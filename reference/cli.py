@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from enum import Enum
+from inspect import signature
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 from typer.main import get_command
 
@@ -30,23 +33,48 @@ def page() -> str:
 def _command(name: str, command: Any) -> Iterator[str]:
     given = [each for each in command.params if each.param_type_name == "argument"]
     options = [each for each in command.params if each.param_type_name == "option"]
-    words = [each.make_metavar(command.make_context(name, [], resilient_parsing=True)) for each in given]
+    kinds = {each.name: each.annotation for each in signature(command.callback, eval_str=True).parameters.values()}
     yield f"## optimize {name}\n"
-    yield f"```text\noptimize {' '.join((name, '[OPTIONS]', *words))}\n```\n"
+    yield f"```text\noptimize {' '.join((name, '[OPTIONS]', *map(_word, given)))}\n```\n"
     yield f"{inspect.cleandoc(command.help or '')}\n"
     if given:
         yield table(
             ("argument", "what it is", "default"), ((f"`{each.name}`", _said(each), _default(each)) for each in given)
         )
     if options:
-        yield table(("option", "takes", "what it does", "default"), map(_option, options))
+        rows = (_option(each, kinds[each.name]) for each in options)
+        yield table(("option", "takes", "what it does", "default"), rows)
 
 
-def _option(option: Any) -> tuple[str, ...]:
+def _word(argument: Any) -> str:
+    """An argument in the line of a command; typer writes it one way to 0.28 and another from 0.29 on."""
+    if argument.metavar not in (None, argument.name):
+        return str(argument.metavar)
+    word = argument.name.upper()
+    return (word if argument.required else f"[{word}]") + ("..." if argument.nargs != 1 else "")
+
+
+#: What an option takes, in words; a flag takes nothing.
+_TAKES: Mapping[Any, str] = {str: "text", int: "whole number", float: "number", Path: "path", bool: ""}
+
+
+def _option(option: Any, annotation: Any) -> tuple[str, ...]:
     spelled = ", ".join(f"`{each}`" for each in (*option.opts, *option.secondary_opts))
-    takes = "" if option.is_flag else option.metavar or option.type.name
-    choices = tuple(option.type.choices) if "choices" in vars(option.type) else ()
-    return spelled, " or ".join(f"`{each}`" for each in choices) or takes, _said(option), _default(option)
+    return spelled, option.metavar or _takes(annotation), _said(option), _default(option)
+
+
+def _takes(annotation: Any) -> str:
+    """What a parameter's annotation says: the names that it may be, or a kind of value."""
+    if isinstance(annotation, type):
+        if issubclass(annotation, Enum):
+            return _either(str(each.value) for each in annotation)
+        return _TAKES.get(annotation, annotation.__name__)
+    inner = [each for each in get_args(annotation) if each is not type(None)]
+    return _either(inner) if get_origin(annotation) is Literal else _takes(inner[0])
+
+
+def _either(names: Iterable[str]) -> str:
+    return " or ".join(f"`{each}`" for each in names)
 
 
 def _said(parameter: Any) -> str:

@@ -23,6 +23,8 @@ WITH_COMMANDS = {name: text for name, text in TEXTS.items() if any(isinstance(st
 TARGETS = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
 #: How pages call the folder of a result.
 RESULT = "out/small"
+#: Benchmarks named in the running text of pages, with their options.
+_BENCHMARK = re.compile(r"`python -m (benchmarks\.[\w.]+)([^`]*)`")
 #: Commands named in the running text of pages.
 _NAMED = re.compile(r"`optimize ([a-z][\w-]*)((?:[^`\n]|\n(?!\n))*)`")
 
@@ -105,6 +107,18 @@ def test_every_command_and_option_that_the_text_names_is_there(page: str) -> Non
         options = {spelling for each in commands[name].params for spelling in each.opts} | {"--help"}
         own = rest.partition(" -- ")[0]
         assert {word.split("=")[0] for word in re.findall(r"(?<= )--[\w-]+", own)} <= options, rest
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_every_benchmark_and_option_that_the_text_names_is_there(page: str) -> None:
+    for module, rest in _BENCHMARK.findall(TEXTS[page]):
+        stem = ROOT / module.replace(".", "/")
+        files = [
+            file for file in (stem.with_suffix(".py"), stem / "__main__.py", stem / "__init__.py") if file.is_file()
+        ]
+        assert files, module
+        said = "".join(file.read_text("utf-8") for file in files)
+        assert [flag for flag in re.findall(r"(?<= )--[\w-]+", rest) if f'"{flag}"' not in said] == [], module
 
 
 def test_a_command_that_no_parser_takes_is_told(workplace: Path) -> None:

@@ -66,6 +66,11 @@ class HiddenStates:
     def __len__(self) -> int:
         return self._count
 
+    @staticmethod
+    def on_disk(folder: Path, block: int) -> Path:
+        """Return the folder in which lies what batches bring into a block."""
+        return folder / f"{block:05d}"
+
     def embed(self, decoders: Sequence[Decoder], batches: Sequence[torch.Tensor], block: int = 0) -> None:
         """Keep what batches of token ids `[B, T]` bring into the first block.
 
@@ -141,4 +146,4 @@ class HiddenStates:
         write_shard(path, {_NAME: states})
 
     def _path(self, block: int, batch: int) -> Path:
-        return self.folder / f"{block:05d}" / f"{batch:05d}.safetensors"
+        return self.on_disk(self.folder, block) / f"{batch:05d}.safetensors"

@@ -11,12 +11,16 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from passes.blocks.dense_model import DenseModel
+from passes.blocks.hidden_states import HiddenStates
 from passes.blocks.memory import BATCH_TOKENS, LOGIT_TOKENS
 from passes.blocks.stream import BlockStream, batches_of
 from passes.errors import TightfitError
+from passes.measure.source_states import bring, keep
 from passes.record import dataclass
 from passes.steps.context import RunContext
+from passes.steps.key import content_key
 from passes.steps.step import part_of
+from passes.text.source import tokens_digest
 
 if TYPE_CHECKING:
     import torch
@@ -73,13 +77,14 @@ class Measured:
 def evaluate(source: DenseModel, result: DenseModel, run: RunContext, batch_tokens: int = BATCH_TOKENS) -> Measured:
     """Compare `result` with `source` on the run's text. Its report counts blocks of both models, and what their heads are asked after them.
 
-    Its folder keeps the hidden states: a run that was killed goes on there. Who has kept the result removes it.
+    Its folder keeps the hidden states: a run that was killed goes on there. Who has kept the result removes it. What the source brings
+    behind its last block is kept for what else is held against it (`source_states`).
     """
     import torch
 
     blocks, asked = len(source) + len(result), 0
     total = blocks + sum(-(-ids[:, 1:].numel() // LOGIT_TOKENS) for ids in batches_of(run.text, batch_tokens))
-    first = through(source, run.part(run.folder / "source", part_of(run.report, 0, total)), batch_tokens)
+    first = _through_source(source, run.part(run.folder / "source", part_of(run.report, 0, total)), batch_tokens)
     second = through(result, run.part(run.folder / "result", part_of(run.report, len(source), total)), batch_tokens)
     device = run.devices[0]
     rows: list[torch.Tensor] = []
@@ -107,6 +112,19 @@ def _predicting(hidden: torch.Tensor, device: torch.device) -> tuple[torch.Tenso
     import torch
 
     return torch.split(hidden[:, :-1].flatten(0, 1).to(device), LOGIT_TOKENS)
+
+
+def _through_source(source: DenseModel, run: RunContext, batch_tokens: int) -> BlockStream:
+    """Bring the text through the source, or to where another result's evaluation has brought it."""
+    if not source.identity:  # nothing tells it from another model
+        return through(source, run, batch_tokens)
+    key = content_key(*source.identity, tokens_digest(run.text), batch_tokens)
+    last = HiddenStates.on_disk(run.folder, len(source))
+    bring(key, last)
+    stream = through(source, run, batch_tokens)
+    stream.hidden.save(range(len(source), len(source) + 1))
+    keep(key, last)
+    return stream
 
 
 def through(dense: DenseModel, run: RunContext, batch_tokens: int) -> BlockStream:

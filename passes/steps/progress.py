@@ -7,13 +7,16 @@ from passes.record import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`done` of `total` units of a step (blocks of a walk); `detail` for people; `seconds` since the step began."""
+    """`done` of `total` units of a step (blocks of a walk); `detail` for people; `seconds` since the step began. `kept`: the whole step was
+    there already, and those are its seconds of then.
+    """
 
     step: str
     done: int
     total: int
     detail: str
     seconds: float
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)

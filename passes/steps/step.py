@@ -79,8 +79,10 @@ class Steps:
             with _threads(before.get("threads")) as threads:
                 self._attempt(name, record, before, threads, make)
         cost = _saved(record)
-        reused = done and key not in self._elsewhere
-        self.finished.append(Step(name, key, float(cost.get("seconds", 0)), int(cost.get("peak_bytes", 0)), reused))
+        reused, seconds = done and key not in self._elsewhere, float(cost.get("seconds", 0))
+        if reused:
+            self._progress(Progress(name, 1, 1, "", seconds, kept=True))
+        self.finished.append(Step(name, key, seconds, int(cost.get("peak_bytes", 0)), reused))
 
     def once(
         self, name: str, key: str, path: Path, make: Callable[[Path, Report], Mapping[str, Any]]

@@ -96,11 +96,9 @@ def _launch_targets() -> Sequence[str]:
 
 
 def _preferences() -> Sequence[str]:
-    from typing import get_args, get_type_hints
+    from planner.spec.parts.goals import PREFERENCES
 
-    from planner.spec.parts.goals import Goals
-
-    return get_args(get_type_hints(Goals)["prefer"])
+    return PREFERENCES
 
 
 def _documents() -> Sequence[str]:

@@ -32,7 +32,8 @@ def main() -> None:
     except (OSError, ModuleNotFoundError) as error:
         from planner.setup.mistakes import as_told
 
-        if (told := as_told(error, next((word for word in sys.argv[1:] if not word.startswith("-")), "this"))) is None:
+        command = next((word for word in sys.argv[1:] if not word.startswith("-")), "this")
+        if (told := as_told(error, f"`optimize {command}`")) is None:
             raise
         _report(told)
         sys.exit(told.exit_code)

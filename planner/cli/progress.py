@@ -35,6 +35,9 @@ class Lines:
 
     def report(self, event: Progress) -> None:
         """Say an event, unless this step was heard of a moment ago."""
+        if event.kept:
+            self._say(_kept(event))
+            return
         counts = event.done > 0 or event.total > 1
         first = self._first.setdefault(event.step, event) if counts else event
         said = self._said.get(event.step)
@@ -52,6 +55,11 @@ class Lines:
             event.detail,
         ]
         self._say("  ".join(part for part in parts if part))
+
+
+def _kept(event: Progress) -> str:
+    """Write that a step need not be done again."""
+    return f"  {event.step:20s} kept from before" + (f", {event.seconds:.0f} s saved" if event.seconds >= 1 else "")
 
 
 def left(first: Progress, now: Progress) -> str:
@@ -97,6 +105,9 @@ def _bars(console: Console) -> Iterator[Callable[[Progress], None]]:
                     bars.stop_task(task.id)
 
         def report(event: Progress) -> None:
+            if event.kept:
+                bars.console.print(_kept(event), style="dim", markup=False)
+                return
             # A step that counts nothing has a bar that only moves.
             total = None if event.total == 1 and event.done == 0 else event.total
             if event.step not in tasks:

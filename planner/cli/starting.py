@@ -32,11 +32,13 @@ def doctor(as_json: Json = False) -> None:
 
 #: Goals of a spec, by the flags that set them.
 _GOALS = {
-    "ttft": Annotated[str | None, typer.Option(help="Goal: time to the first token at most, such as 800ms.")],
+    "ttft": Annotated[str | None, typer.Option(help="Goal: time to the first token at most, such as 800ms, or none.")],
     "tpot": Annotated[str | None, typer.Option(help="Goal: time per output token at most, such as 50ms.")],
-    "decode": Annotated[str | None, typer.Option(help="Goal: tokens a second of one request at least: '20 tok/s'.")],
+    "decode": Annotated[
+        str | None, typer.Option(help="Goal: tokens a second of one request at least: '20 tok/s', or none.")
+    ],
     "throughput": Annotated[str | None, typer.Option(help="Goal: tokens a second of all at least: '900 tok/s'.")],
-    "max_perplexity_increase": Annotated[str | None, typer.Option(help="Goal on quality, such as 3%.")],
+    "max_perplexity_increase": Annotated[str | None, typer.Option(help="Goal on quality, such as 3%, or none.")],
     "prefer": Annotated[str | None, typer.Option(help="What is preferred among plans that meet the goals.")],
 }
 
@@ -63,7 +65,7 @@ def init(
     """Write a commented spec to start from. On a terminal it asks for what is not named."""
     from passes.files.atomic import write_text
     from planner.cli.tables.page import Page, filled
-    from planner.setup.wizard import Answers, ask_all, doubt, spec_text, usual_card
+    from planner.setup.wizard import BACK, Answers, ask_all, doubt, spec_text, usual_card
 
     page = Page(screen())
     if path and output and path != output:
@@ -76,6 +78,7 @@ def init(
         goals={name: value for name, value in named.items() if name in _GOALS},
     )
     if sys.stdin.isatty() and sys.stdout.isatty():
+        page.line("  ", f"Enter takes what stands in brackets, {BACK} goes back one question.", style="dim")
         answers = ask_all(answers, _ask, lambda said: screen().print(filled(f"  {said}", page.width), style="yellow"))
     write_text(path, spec_text(answers))
     if (doubted := doubt(answers.model)) is not None:

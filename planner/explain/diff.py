@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from passes import chain
 from passes.record import dataclass
+from planner.asked import spoken
 from planner.certificate import NAME, Certificate, read_certificate, result_folder
 from planner.figures import apart, show
 from planner.plan.codec import number, to_json
@@ -95,16 +97,30 @@ _UNITS = {
 }  # fmt: skip
 
 
+#: What people call the figures of plans and results.
+_SAID = {
+    "log_ppl_increase": "perplexity", "kl": "KL divergence", "tensor_bytes": "weights", "ttft_ms": "TTFT",
+    "decode_tok_s_per_request": "decode", "throughput_tok_s": "throughput", "kv_tokens": "KV tokens",
+}  # fmt: skip
+
+
 def told(change: Change) -> tuple[str, str, str]:
     """Say a change as people read it: what, before and after, figures with their units and the digits that tell them apart."""
     last = change.what.rpartition(".")[2]
     unit = _UNITS.get(last, "")
-    name = "perplexity" if last == "log_ppl_increase" else change.what
+    name = _SAID.get(change.what, change.what)
+    if change.what == "passes":
+        return name, _chain(change.old), _chain(change.new)
     old, new = (_figure(value, last) for value in (change.old, change.new))
     if isinstance(old, float) and isinstance(new, float):
         return (name, *apart(old, new, unit))
     before, after = (show(value, unit) if isinstance(value, float) else value for value in (old, new))
     return name, before, after
+
+
+def _chain(passes: Any) -> str:
+    """The passes of a plan in words."""
+    return " ─► ".join(map(spoken, chain.from_json(passes or []))) or "none"
 
 
 def _figure(value: Any, name: str) -> float | str:

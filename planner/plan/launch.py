@@ -100,7 +100,8 @@ def _hardware(document: PlanDocument) -> Hardware:
     chosen, lock = document.decision, document.lock.gpu
     if find_engine(chosen.engine.name).device == "cpu":
         return Hardware(lock.name, lock.memory_bytes, is_cpu=True)
-    target = Target(gpu=lock.name, count=lock.count, nodes=document.spec.target.nodes)
+    # A locked card may be one of a spec's own facts, which no list has.
+    target = Target.model_validate({"gpu": lock.name, "count": lock.count, "nodes": document.spec.target.nodes})
     cards = chosen.settings.gpus
     return Hardware(lock.name, lock.memory_bytes, _capability(document), cards, math.ceil(cards / target.node))
 

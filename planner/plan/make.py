@@ -35,7 +35,7 @@ from planner.plan.parts.others import IllegalKind, ParetoPlan, RejectedPlan
 from planner.plan.remedies import followable, remedy
 from planner.plan.saved import save
 from planner.plan.stated import figures_alone, stated, whole_bytes
-from planner.spec.arguments import called, file_named, optional_path, record
+from planner.spec.arguments import called, file_named, optional_path, public, record
 from planner.spec.parse import as_spec
 from planner.spec.parts.choices import QuantizeChoice
 from planner.spec.patch import written
@@ -74,6 +74,7 @@ class Plan:
         return file
 
 
+@public
 def plan(
     spec: Spec | str | Path | Mapping[str, Any],
     *,
@@ -87,6 +88,10 @@ def plan(
     `on`: what computes here, where `apply` is forecast for, and whose processes try the candidates.
     """
     measure = optional_path("measure", measure, "a folder for measurements")
+    if measure is not None:
+        from planner.setup.extras import require
+
+        require("torch", "transformers")
     called("progress", progress)
     record("on", on, Computing)
     here = computing(on.device)

@@ -10,7 +10,7 @@ from passes.errors import InputError
 from passes.ir.fields import file_bytes, json_object
 from planner.plan.codec import from_json, to_json, upgraded
 from planner.plan.document import PlanDocument, digest
-from planner.spec.arguments import file_named
+from planner.spec.arguments import file_named, public
 from planner.spec.parse import validated
 
 #: The resolved plan in a result's folder.
@@ -27,6 +27,7 @@ def save(document: PlanDocument, file: Path) -> None:
     write_json(file, to_json(document))
 
 
+@public
 def load_plan(what: str | Path) -> PlanDocument:
     """Read a saved plan. Raises InputError where it is none, or was edited."""
     file = file_named("the plan", what, "the file that `optimize plan` saved")

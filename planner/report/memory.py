@@ -9,7 +9,7 @@ from planner.choice.capacity import Capacity
 from planner.figures import show, show_interval
 from planner.report.facts import Facts
 from targets.engines.engine import Memory
-from targets.quantity import Quantity
+from targets.quantity import Basis, Quantity
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +62,7 @@ def bar_of(memory: Memory, needs: Capacity | None, on: tuple[str, int, int]) -> 
     terms, at = [], 0.0
     for name, quantity in named:
         width = 100 * quantity.value / whole
-        size = show_interval(quantity, "B") if quantity.low < quantity.high else show(quantity.value, "B")
-        said = f"{size}, {quantity.basis}; {show(quantity.value / card, 'odds', 1)} of the card"
+        said = f"{_size(quantity)}; {show(quantity.value / card, 'odds', 1)} of the card"
         terms.append(Term(name, name.lower().replace(" ", "-"), round(at, 2), round(width, 2), said, _NOTES[name]))
         at += width
     budget = memory.budget.value
@@ -71,6 +70,13 @@ def bar_of(memory: Memory, needs: Capacity | None, on: tuple[str, int, int]) -> 
         tuple(terms), round(100 * budget / whole, 2), f"the engine may spend {show(budget, 'B')}",
         f"{name_of_card}: {show(card, 'B')}{' each' if cards > 1 else ''}",
     )  # fmt: skip
+
+
+def _size(quantity: Quantity) -> str:
+    """A size with its interval and what it rests on: arithmetic that leaves an interval is not called exact."""
+    if quantity.low == quantity.high:
+        return f"{show(quantity.value, 'B')}, {quantity.basis}"
+    return show_interval(quantity, "B") + ("" if quantity.basis is Basis.EXACT else f", {quantity.basis}")
 
 
 def _terms(memory: Memory, needs: Capacity | None) -> Iterator[tuple[str, Quantity]]:

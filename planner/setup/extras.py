@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.util import find_spec
 
 #: The extra without which no weights are worked on.
 APPLY = "apply"
@@ -33,6 +34,13 @@ def extra_with(module: str) -> str | None:
     wanted = _spelled(_BROUGHT_BY.get(top, top))
     holding = (name for name, packages in extras().items() if wanted in map(_spelled, packages))
     return next(holding, None)
+
+
+def require(*modules: str) -> None:
+    """Raise ModuleNotFoundError for the first of some modules that is not installed, before any work is done without it."""
+    for name in modules:
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 def install(extra: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import field, fields, replace
+from dataclasses import field, replace
+from functools import partial
 from typing import Any
 
 import yaml
@@ -14,9 +15,10 @@ from passes.ir import catalog
 from passes.ir.names import find, unknown_model, writes_nothing
 from passes.ir.purpose import purpose_told
 from passes.ir.readers.paths import path_named
+from passes.ir.yaml_places import read_yaml
 from passes.record import dataclass
 from planner.spec.parse import parse_spec
-from planner.spec.parts.goals import DECODED
+from planner.spec.parts.goals import DECODED, PREFERENCES, Goals
 from planner.spec.template import TEMPLATE
 from planner.spec.units import as_typed_tokens, with_unit
 from targets.cards import find_cards
@@ -44,26 +46,25 @@ class Use:
 
 
 _QUALITY = "max_perplexity_increase"
-_GOOD = "{ max_perplexity_increase: 5% }"
 USES: Mapping[str, Use] = {
     "chat": Use(
         "people who talk to it", "8192", "4", "2000", "400",
-        {"ttft": "10 s", "decode": "8 tok/s", "quality": "{ max_perplexity_increase: 10% }", "prefer": "quality"},
+        {"ttft": "10 s", "decode": "8 tok/s", _QUALITY: "10%", "prefer": "quality"},
         why="The least that a first try should keep: text as fast as it is read (5 to 8 tok/s), at most what 4 bits lose; as quality is\n"
         "# preferred, a plan keeps more where there is room. A service asks for more, such as ttft: 2 s and decode: 20 tok/s.",
         alone="2",
     ),
     "documents": Use(
         "long texts, read one or two at a time", "32768", "2", "16000", "600",
-        {"ttft": "20 s", "decode": "15 tok/s", "quality": _GOOD, "prefer": "quality"},
+        {"ttft": "20 s", "decode": "15 tok/s", _QUALITY: "5%", "prefer": "quality"},
     ),
     "batch": Use(
         "many requests that nobody waits for", "8192", "auto", "2000", "400",
-        {"quality": _GOOD, "prefer": "throughput"},
+        {_QUALITY: "5%", "prefer": "throughput"},
     ),
     "agents": Use(
         "programs that call it in long turns with the same beginning", "32768", "4", "8000", "400",
-        {"ttft": "4 s", "decode": "25 tok/s", "quality": "{ max_perplexity_increase: 3% }", "prefer": "quality"}, "50%",
+        {"ttft": "4 s", "decode": "25 tok/s", _QUALITY: "3%", "prefer": "quality"}, "50%",
     ),
 }  # fmt: skip
 #: The same of a model that embeds or ranks, of which no speed of decoding is asked.
@@ -90,7 +91,20 @@ class Answers:
     context: str | None = None
     concurrency: str | None = None
     goals: Mapping[str, str] = field(default_factory=dict)
-    """In place of the usual ones: `ttft`, `tpot`, `decode`, `throughput`, `max_perplexity_increase`, `prefer`. They are not asked for."""
+    """In place of the usual ones: `ttft`, `tpot`, `decode`, `throughput`, `max_perplexity_increase`, `prefer`; `none` leaves one out."""
+
+    def said(self, name: str) -> str | None:
+        """Return the answer to a question; None: not yet."""
+        said: str | None = self.goals.get(name) if name in _GOALS else getattr(self, name)
+        return said
+
+    def with_answer(self, name: str, said: str | None) -> Answers:
+        """Return these with another answer; None takes one back."""
+        if name not in _GOALS:
+            answer: dict[str, Any] = {name: said}
+            return replace(self, **answer)
+        others = {goal: value for goal, value in self.goals.items() if goal != name}
+        return replace(self, goals=others if said is None else {**others, name: said})
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,41 +118,81 @@ class Question:
     check: Callable[[str], object]
 
 
-def questions(given: Answers) -> tuple[Question, ...]:
-    """Return what is to be asked beyond what is given. `gpu` is taken from NVML where the machine has a card."""
+#: Answers to a question that are none: back to the one before, no such goal.
+BACK, NONE = "<", "none"
+#: Goals of a use in the order in which they are asked for, with their words.
+_GOALS: Mapping[str, str] = {
+    "ttft": "First token within, or none", "decode": "Tokens a second of each request, or none",
+    _QUALITY: "Perplexity may rise by, or none", "prefer": "Among what meets these, prefer",
+}  # fmt: skip
+
+
+def questions(answers: Answers) -> tuple[Question, ...]:
+    """Return all that may be asked: goals are those of the use that was answered, of a model that writes. `gpu` is taken from NVML where
+    the machine has a card.
+    """
+    use = USES[answers.use or USUAL]
     asked = (
         Question("model", "Model (Tab completes)", _MODEL, models(), known_model),
         Question("gpu", "Card, or several: 2 x L40S", usual_card(), cards(), _cards),
         Question("use", f"Used for: {', '.join(USES)}", USUAL, tuple(USES), _use),
-        Question("context", "Longest conversation, in tokens", "", (), _tokens),
-        Question(
-            "concurrency", "Requests at once, or auto", "", ("auto",), lambda said: said == "auto" or _count(said)
+        Question("context", "Longest conversation, in tokens", use.context, (), _tokens),
+        Question("concurrency", "Requests at once, or auto", _clients(use, answers.gpu), ("auto",), _clients_said),
+    )
+    writes = purpose_told(answers.model or _MODEL).writes
+    goals = {name: usual for name, usual in use.goals.items() if writes or name not in DECODED}
+    return (
+        *asked,
+        *(
+            Question(name, _GOALS[name], goals[name], _choices(name), partial(_goal, name))
+            for name in _GOALS
+            if name in goals
         ),
     )
-    return tuple(question for question in asked if question.field not in _given(given))
 
 
-def _given(answers: Answers) -> set[str]:
-    return {each.name for each in fields(answers) if getattr(answers, each.name) is not None}
+def _choices(goal: str) -> tuple[str, ...]:
+    return PREFERENCES if goal == "prefer" else (NONE,)
+
+
+def _clients_said(said: str) -> object:
+    return said == "auto" or _count(said)
+
+
+def _goal(name: str, said: str) -> object:
+    """What a goal says. Raises InputError where it says none."""
+    return said == NONE or Goals(**read_yaml(_written({name: said}), name)[1])
 
 
 def ask_all(given: Answers, ask: Callable[[Question], str], say: Callable[[str], None]) -> Answers:
-    """Ask what is not given, each until it is answered with something that can be."""
+    """Ask what is not given, each until it is answered with something that can be; `<` goes back to the question before. Raises InputError
+    for what is given and cannot be.
+    """
+    for asked in questions(Answers()):
+        if (said := given.said(asked.field)) is not None:
+            asked.check(said)
     answers = given
-    for question in questions(given):
-        use = USES[answers.use or USUAL]
-        usual = question.usual or {"context": use.context, "concurrency": _clients(use, answers.gpu)}[question.field]
-        while True:
-            said = ask(replace(question, usual=usual)).strip() or usual
-            try:
-                question.check(said)
-            except InputError as error:
-                say(str(error))
-                continue
-            answered: dict[str, Any] = {question.field: said}
-            answers = replace(answers, **answered)
-            break
+    gone: list[str] = []  # those that were asked, the last one last
+    while (question := _next(answers)) is not None:
+        said = ask(question).strip() or question.usual
+        if said == BACK:
+            if gone:
+                answers = answers.with_answer(gone.pop(), None)
+            else:
+                say("this is the first question")
+            continue
+        try:
+            question.check(said)
+        except InputError as error:
+            say(str(error))
+            continue
+        answers = answers.with_answer(question.field, said)
+        gone.append(question.field)
     return answers
+
+
+def _next(answers: Answers) -> Question | None:
+    return next((each for each in questions(answers) if answers.said(each.field) is None), None)
 
 
 def spec_text(answers: Answers) -> str:
@@ -157,7 +211,7 @@ def spec_text(answers: Answers) -> str:
         model=_scalar(model), gpu=_scalar(gpu), count=count, context=context, prefix=prefix,
         concurrency=answers.concurrency or _clients(use, answers.gpu), why=use.why if writes else _EMBEDS,
         lengths=f"input_tokens: {use.input_tokens}" + (f", output_tokens: {use.output_tokens}" if writes else ""),
-        goals="\n".join(f"  {name}: {value}" for name, value in goals.items() if writes or name not in DECODED),
+        goals=_written({name: value for name, value in goals.items() if writes or name not in DECODED}, "  ") or "  {}",
     )  # fmt: skip
     if answers.concurrency not in (None, "auto") and not str(answers.concurrency).isdigit():
         raise InputError(
@@ -176,10 +230,17 @@ def _clients(use: Use, said: str | None) -> str:
 
 def _goals(use: Use, given: Mapping[str, str]) -> dict[str, str]:
     """What a use expects, with what is given in its place; what is preferred stands last."""
-    named = {name: with_unit(value, _UNITS[name]) if name in _UNITS else value for name, value in given.items()}
-    quality = {"quality": f"{{ max_perplexity_increase: {named[_QUALITY]} }}"} if _QUALITY in named else {}
-    goals = {**use.goals, **{name: value for name, value in named.items() if name != _QUALITY}, **quality}
-    return {name: goals[name] for name in sorted(goals, key=lambda name: name == "prefer")}
+    goals = {name: value for name, value in {**use.goals, **given}.items() if value != NONE}
+    return {name: goals[name] for name in sorted(goals, key=lambda name: (name == "prefer", name == _QUALITY))}
+
+
+def _written(goals: Mapping[str, str], before: str = "") -> str:
+    """Goals as lines of a spec."""
+    said = {name: with_unit(value, _UNITS[name]) if name in _UNITS else value for name, value in goals.items()}
+    return "\n".join(
+        f"{before}quality: {{ {name}: {value} }}" if name == _QUALITY else f"{before}{name}: {value}"
+        for name, value in said.items()
+    )
 
 
 def _scalar(text: str) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
 from os import PathLike
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from passes.errors import InputError
+from passes.errors import InputError, misused
 from passes.ir.fields import LARGEST, is_number, is_whole, shown
 from passes.ir.readers.paths import path_named
 from planner.spec.units import as_typed_tokens
@@ -26,6 +26,32 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(("tp", "pp", "dp", "ep"), (1, MOST_CARDS)),
     "rate": (0.001, 1e6), "seconds": (1.0, _MOST_SECONDS), "burstiness": (0.01, 1e6),
 }  # fmt: skip
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def public(function: F) -> F:
+    """Have a function of the facade tell what its caller can mend as an InputError: arguments that it does not take, with the nearest
+    names, and packages that are not installed.
+    """
+
+    @wraps(function)
+    def call(*by_place: Any, **by_name: Any) -> Any:
+        try:
+            return function(*by_place, **by_name)
+        except TypeError:
+            if (error := misused(function, by_place, by_name)) is not None:
+                raise error from None
+            raise
+        except ModuleNotFoundError as error:
+            from planner.setup.mistakes import as_told
+
+            if (told := as_told(error, f"tightfit.{function.__name__}")) is None:
+                raise
+            raise told from error
+
+    return cast(F, call)
 
 
 def of_kind(name: str, value: Any, kinds: type | tuple[type, ...], expected: str) -> None:

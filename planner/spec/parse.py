@@ -13,21 +13,19 @@ import yaml
 from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from passes.base import NATIVE
-from passes.chain import find_backend
 from passes.errors import InputError, Location, nearest
 from passes.ir.fields import shown
 from passes.ir.purpose import purpose_told
 from passes.ir.readers.paths import path_named
 from passes.ir.yaml_places import locate, read_yaml
 from passes.text.source import refuse_missing_text
-from planner.spec.arguments import file_named
-from planner.spec.parts.choices import DistillChoice, PassesChoice, QuantizeChoice
+from planner.spec.arguments import file_named, public
+from planner.spec.parts.choices import DistillChoice, PassesChoice
 from planner.spec.parts.goals import DECODED
 from planner.spec.parts.target import Target
+from planner.spec.parts.values import Strict
 from planner.spec.spec import Spec
 from planner.spec.trace import read_trace
-from targets.engines.engine import find_engine
 from targets.gpu import find_gpu
 from targets.machine.devices import installed_gpus
 
@@ -46,6 +44,7 @@ _WORDS = {
 }  # fmt: skip
 
 
+@public
 def load_spec(what: str | Path) -> Spec:
     """Read and check a spec. Raises InputError for anything that is wrong, naming the place."""
     file = file_named("the spec", what, "a file of YAML")
@@ -122,7 +121,6 @@ def _refuse_long_trace(path: str, context: int) -> None:
 
 def _refuse_unknown(spec: Spec, node: yaml.Node | None, name: str) -> None:
     """Refuse names that stand for nothing: a card, an engine, a tool, a file. Errors say where in the spec they stand."""
-    named = spec.engine if isinstance(spec.engine, str) else spec.engine.name
     checks: list[tuple[list[Any], Callable[[], object]]] = [
         (["model"], lambda: _refuse_missing_model(spec.model)),
         (["calibration", "dataset"], lambda: refuse_missing_text(spec.calibration.dataset)),
@@ -130,15 +128,15 @@ def _refuse_unknown(spec: Spec, node: yaml.Node | None, name: str) -> None:
     ]
     if spec.workload.trace is not None:
         checks.append((["workload", "trace"], partial(_refuse_long_trace, spec.workload.trace, spec.workload.context)))
+    parts: tuple[tuple[list[Any], Any], ...] = (
+        (["target"], spec.target), ([], spec), (["engine"], spec.engine), (["passes", "quantize"], spec.passes.quantize)
+    )  # fmt: skip
+    for path, part in parts:
+        if isinstance(part, Strict):
+            checks += [([*path, key], look) for key, look in part.names()]
     card = spec.target.gpu
     if isinstance(card, str) and card != "auto":
-        checks.append((["target", "gpu"], partial(find_gpu, card)))
         checks.append((["target", "reserve"], partial(_refuse_reserve, card, spec.target.reserve)))
-    if named != "auto":
-        checks.append((["engine"] if isinstance(spec.engine, str) else ["engine", "name"], lambda: find_engine(named)))
-    quantize = spec.passes.quantize
-    if isinstance(quantize, QuantizeChoice) and quantize.backend != NATIVE:
-        checks.append((["passes", "quantize", "backend"], partial(find_backend, quantize.backend)))
     distill = spec.passes.distill
     if isinstance(distill, DistillChoice):
         checks.append((["passes", "distill"], partial(_refuse_missing_prompts, distill)))

@@ -7,6 +7,8 @@ a dumped spec reads back as the same spec. Its parts stand in `planner/spec/part
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -17,6 +19,7 @@ from planner.spec.parts.goals import Goals
 from planner.spec.parts.target import EngineChoice, Target
 from planner.spec.parts.values import Count, Strict
 from planner.spec.parts.workload import WorkloadSpec
+from targets.engines.engine import find_engine
 
 
 class TextChoice(Strict):
@@ -60,6 +63,11 @@ class Spec(Strict):
     """The text that the result is judged on; it must be another one."""
     launch: tuple[str, ...] = ()
     """Launch targets whose files `apply` writes beside the engine's own: `compose`, `kubernetes`, … (`optimize launch --list`)."""
+
+    def names(self) -> Iterator[tuple[str, Callable[[], object]]]:
+        """Give the engine, where it is named by itself."""
+        if isinstance(self.engine, str) and self.engine != "auto":
+            yield "engine", partial(find_engine, self.engine)
 
     @field_validator("engine", mode="before")
     @classmethod

@@ -13,7 +13,7 @@ from passes.errors import GoalMissedError, InputError
 from passes.files.atomic import read_json, write_json
 from passes.files.manifest import NAME as MANIFEST
 from passes.files.manifest import damage, renew
-from passes.record import dataclass
+from passes.record import Told, dataclass
 from planner.certificate import NAME, Comparison, read_certificate
 from planner.choice.goals import Goal
 from planner.figures import apart, show
@@ -22,7 +22,7 @@ from planner.plan.codec import to_json
 from planner.plan.document import PlanDocument
 from planner.plan.parts.chosen import ChosenPlan, PlannedEngine, PlannedGoal
 from planner.plan.saved import PLAN, read_plan
-from planner.spec.arguments import called, file_named, optional_path, record
+from planner.spec.arguments import called, file_named, optional_path, public, record
 from planner.verifying.comparing import shown, within
 from planner.verifying.report import REPORT, VerifyReport
 from planner.verifying.soak import SOAK_SECONDS, promise, request_of, soak_report
@@ -40,7 +40,7 @@ LOAD_SECONDS, _LEAST_ROUNDS = 120.0, 3
 
 
 @dataclass(frozen=True, slots=True)
-class UnderLoad:
+class UnderLoad(metaclass=Told):
     """How a result is put under load. `rate`: requests a second by chance, instead of the workload's clients. `seconds` that the
     load may take, by the prediction (two minutes). `soak`: the same start is then filled to the promised context for as long (ten minutes).
     """
@@ -54,6 +54,7 @@ class UnderLoad:
 ONCE = UnderLoad()
 
 
+@public
 def verify(
     out: str | Path,
     engine: Path | None = None,

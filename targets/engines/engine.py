@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from passes.errors import InputError, Reason
 from passes.formats.format import Format
 from passes.ir.model import ModelIR
-from passes.record import dataclass
+from passes.record import Told, dataclass
 from passes.registry import Registry
 from targets.engines.features import PLAIN, Features
 from targets.gpu import Gpu
@@ -39,7 +39,7 @@ MOST_CARDS = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Parallel:
+class Parallel(metaclass=Told):
     """How a model is spread over cards: tensor, pipeline, data and expert parallel degrees."""
 
     tp: int = 1
@@ -59,7 +59,7 @@ class Parallel:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(metaclass=Told):
     """An engine's settings; None means the engine's own default for its version and the card.
 
     `version` None: the newest the accounting knows. `kv_cache_memory_bytes`: explicit KV size, bypasses the utilisation.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from passes.ir.readers.hub import read_repository
 from passes.ir.readers.paths import cache_root
 from passes.ir.sources import open_model
 from passes.text.source import texts, tokenizer_of
+from planner.spec.arguments import public
 from planner.spec.parse import parse_spec
 from planner.verifying.verify import UnderLoad
 from targets.engines.engine import Parallel, Settings
@@ -212,6 +214,43 @@ def test_an_argument_of_the_facade_is_held_against_its_type_and_range(given: dic
     with pytest.raises(InputError, match=says) as caught:
         tightfit.check("Qwen/Qwen2.5-1.5B-Instruct", "L4", **given)
     assert caught.value.remedy and "expected" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: tightfit.check("m", "L4", contxt=5), "argument of check 'contxt'. Did you mean 'context'"),
+        (lambda: tightfit.check("m"), "check: missing a required argument: 'gpu'"),
+        (lambda: tightfit.plan({}, on_=1), "argument of plan 'on_'. Did you mean 'on'"),
+        (lambda: tightfit.apply("x", ou="y"), "Did you mean 'out'"),
+        (lambda: tightfit.verify("x", lod=1), "Did you mean 'load'"),
+        (lambda: tightfit.load_plan(), "missing a required argument: 'what'"),
+        (lambda: tightfit.load_spec("a", "b"), "too many positional arguments"),
+        (lambda: tightfit.Settings(max_num_seq=5), "argument of Settings 'max_num_seq'. Did you mean 'max_num_seqs'"),
+        (lambda: tightfit.Parallel(tpp=2), "argument of Parallel 'tpp'. Did you mean 'tp'"),
+        (lambda: tightfit.UnderLoad(rat=2), "Did you mean 'rate'"),
+        (lambda: tightfit.Computing(devise="cpu"), "Did you mean 'device'"),
+        (lambda: tightfit.Target("L4"), "Target takes its keys by name"),
+        (lambda: tightfit.Target(gpu="L44"), "unknown GPU 'L44'"),
+        (
+            lambda: tightfit.Spec(model="m", target={"gpu": "L4"}, engine="vlm"),
+            "unknown engine 'vlm'. Did you mean 'vllm'",
+        ),
+        (lambda: tightfit.Goals(prefer="fast"), "should be one of"),
+    ],
+)
+def test_an_argument_that_is_none_is_told_with_the_nearest(call: Callable[[], object], says: str) -> None:
+    with pytest.raises(InputError, match=re.escape(says)) as caught:
+        call()
+    assert caught.value.remedy
+
+
+def test_a_type_error_inside_of_a_function_stays_one() -> None:
+    def tell(event: object) -> None:
+        raise TypeError("of the caller's own")
+
+    with pytest.raises(TypeError, match="of the caller's own"):
+        public(tell)("x")
 
 
 @pytest.mark.parametrize(

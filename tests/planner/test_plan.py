@@ -163,7 +163,7 @@ def test_two_results_differ_in_what_was_measured(made: Plan, monkeypatch: pytest
     read = {"a": result(0.02), "b": result(0.03), "plan": (made.document, None)}
     monkeypatch.setattr(difference, "_read", lambda what: read[str(what)])
     [change] = difference.diff_files(Path("a"), Path("b")).measured
-    assert difference.told(change) == ("kl", "0.02 nats", "0.03 nats")
+    assert difference.told(change) == ("KL divergence", "0.02 nats", "0.03 nats")
     assert difference.diff_files(Path("a"), Path("plan")).measured == ()
 
 

@@ -27,6 +27,17 @@ def test_lines_say_step_count_pass_loss_and_what_is_left() -> None:
     assert len(said) == 16, "every other block: not more than a line in five seconds"
 
 
+def test_what_is_kept_from_before_is_said_in_a_line_of_its_own() -> None:
+    said: list[str] = []
+    Lines(said.append).report(Progress("evaluation text", 1, 1, "", 93.4, kept=True))
+    assert said == ["  evaluation text      kept from before, 93 s saved"] and len(said[0]) <= 60
+    drawn = StringIO()
+    with _bars(Console(file=drawn, force_terminal=True, width=60, highlight=False)) as report:
+        report(Progress("evaluation text", 1, 1, "", 93.4, kept=True))
+        report(Progress("walk", 1, 30, "", 3.0))
+    assert "kept from before, 93 s saved" in drawn.getvalue()
+
+
 def test_what_is_left_after_a_resume_counts_from_there() -> None:
     assert left(Progress("walk", 21, 30, "", 4.0), Progress("walk", 24, 30, "", 16.0)) == ", about 24 s left"
     assert left(Progress("walk", 1, 30, "", 3.0), Progress("walk", 1, 30, "", 3.0)) == ""

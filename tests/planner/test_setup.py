@@ -133,7 +133,7 @@ def test_auto_is_the_card_that_is_found(
 
 def test_the_wizard_asks_what_is_not_given_and_again_where_it_cannot_be() -> None:
     said: list[str] = []
-    typed = iter(["no-such-model", "Qwen2.5-7B-Instruct", "documents", "a lot", "", "8"])
+    typed = iter(["no-such-model", "Qwen2.5-7B-Instruct", "documents", "a lot", "", "8", "soon", "5 s", "", "", ""])
     asked: list[Question] = []
 
     def ask(question: Question) -> str:
@@ -141,12 +141,46 @@ def test_the_wizard_asks_what_is_not_given_and_again_where_it_cannot_be() -> Non
         return next(typed)
 
     answers = ask_all(Answers(gpu="L4"), ask, said.append)
-    assert answers == Answers("Qwen2.5-7B-Instruct", "L4", "documents", "32768", "8")
+    goals = {"ttft": "5 s", "decode": "15 tok/s", "max_perplexity_increase": "5%", "prefer": "quality"}
+    assert answers == Answers("Qwen2.5-7B-Instruct", "L4", "documents", "32768", "8", goals)
     assert [question.field for question in asked] == [
-        "model", "model", "use", "context", "context", "concurrency"
+        "model", "model", "use", "context", "context", "concurrency", "ttft", "ttft", "decode", "max_perplexity_increase", "prefer"
     ]  # fmt: skip
-    assert "unknown model" in said[0] and "no number" in said[1]
+    assert "unknown model" in said[0] and "no number" in said[1] and "not a time" in said[2]
     assert any(name.endswith("Qwen2.5-7B-Instruct") for name in asked[0].choices)
+
+
+def asked_of(given: Answers, *typed: str) -> tuple[list[str], Answers]:
+    """Which questions are asked while so much is typed, the rest with Enter; and what was answered."""
+    fields, replies = [], iter(typed)
+
+    def ask(question: Question) -> str:
+        fields.append(question.field)
+        return next(replies, "")
+
+    return fields, ask_all(given, ask, lambda said: None)
+
+
+def test_the_wizard_goes_back() -> None:
+    fields, answers = asked_of(
+        Answers(gpu="L4"), "<", "SmolLM2-135M-Instruct", "batch", "<", "agents", "<", "<", "Qwen3-8B", "chat"
+    )
+    assert fields[:9] == ["model", "model", "use", "context", "use", "context", "use", "model", "use"]
+    assert (answers.model, answers.use, answers.context) == ("Qwen3-8B", "chat", "8192")
+
+
+def test_a_goal_may_be_left_out_and_what_decodes_nothing_is_asked_for_none() -> None:
+    goals = parse_spec(spec_text(Answers(goals={"ttft": "none", "max_perplexity_increase": "none"}))).goals
+    assert goals.ttft is None and not goals.asks_quality and goals.decode == 8
+    assert "decode" not in asked_of(Answers(model="BAAI/bge-m3", gpu="L4"))[0]
+    percentile = asked_of(Answers(model="Qwen3-8B", gpu="L4", goals={"ttft": "{ p95: 2 s }"}))[1]
+    assert parse_spec(spec_text(percentile)).goals.times[0] == ("ttft", "p95", 2.0)
+
+
+@pytest.mark.parametrize("given", [Answers(use="poetry"), Answers(gpu="RTX 4099"), Answers(goals={"ttft": "[a"})])
+def test_flags_that_cannot_be_are_told_before_anything_is_asked(given: Answers) -> None:
+    with pytest.raises(InputError):
+        asked_of(given)
 
 
 def test_init_takes_its_file_as_other_commands_do(optimize: Any, tmp_path: Path) -> None:
@@ -162,12 +196,13 @@ def test_on_a_terminal_init_asks(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "dumb"}
     with subprocess.Popen(program, stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path, env=environment) as child:
         os.close(theirs)
-        os.write(ours, b"cpu\nbatch\n4096\n\n")
+        os.write(ours, b"cpu\nbatch\n4096\n\n7%\n\n")
         assert child.wait(timeout=60) == 0
     os.close(ours)
     spec = parse_spec((tmp_path / "it.yaml").read_text())
     assert (spec.model, spec.target.gpu, spec.workload.context) == ("SmolLM2-135M-Instruct", "cpu", 4096)
     assert spec.workload.concurrency == "auto"
+    assert spec.goals.quality.max_perplexity_increase == 0.07
 
 
 def test_the_version_and_short_help(optimize: Any) -> None:

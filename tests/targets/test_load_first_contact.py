@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.fit_speed import DATA
-from benchmarks.load_first_contact import Contact, arguments, contacts, kind, load_rows, summary
+from benchmarks.load_first_contact import Contact, arguments, contacts, kind, load_rows, summaries
 
 ROW = {
     "arrival": "closed",
@@ -30,9 +30,12 @@ def test_a_median_is_held_before_a_mean_and_what_was_not_published_is_left_out()
 
 def test_the_summary_tells_median_errors_and_held_intervals() -> None:
     found = [
-        Contact({"id": name}, "TPOT", x, 0.9 * x, 1.1 * x, 10.0) for name, x in (("a", 10.0), ("b", 10.5), ("c", 20.0))
+        Contact({"id": name, "met_before": False, "loose": [], **ROW}, "TPOT", x, 0.9 * x, 1.1 * x, 10.0)
+        for name, x in (("a", 10.0), ("b", 10.5), ("c", 20.0))
     ]
-    assert summary("all", found) == "all: 3 rows: TPOT 5.0% of 3, held 0.67"
+    lines = summaries(found).splitlines()
+    assert lines[2] == "| all | 3 | 5.0 %, 0.67 of 3 | 0 rows | 0 rows |"
+    assert lines[-1].startswith("| closed loops | 3 | 5.0 %") and len(lines) == 6
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -14,7 +15,9 @@ from typing import Any
 
 import pytest
 
+from passes.blocks.stream import BlockStream
 from passes.errors import InputError
+from passes.measure import source_states
 from passes.run.result_folder import MARKER
 from planner.apply import apply
 from planner.kept import require_own_place
@@ -208,3 +211,42 @@ def test_a_result_that_cannot_be_read_is_kept_and_an_unfinished_one_is_in_nobody
     damage(made)
     with pytest.raises(InputError, match="finished result of another plan") if kept else nullcontext():
         require_own_place(made, _plan(engine="vllm-cpu"), calibrated=True)
+
+
+def test_the_source_is_evaluated_once_for_all_plans_and_outputs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(spec: str, out: str, cache: str) -> tuple[Any, list[int]]:
+        """What was measured, and at which block the source's and the result's evaluation began."""
+        monkeypatch.setenv("XDG_CACHE_HOME", str(folder / cache))
+        began.clear()
+        (folder / f"{out}.yaml").write_text(spec)
+        certificate = apply(folder / f"{out}.yaml", folder / out).certificate
+        assert certificate is not None
+        return certificate.quality, list(began)
+
+    began: list[int] = []
+    reached = BlockStream.reached
+    monkeypatch.setattr(BlockStream, "reached", lambda stream: began.append(at := reached(stream)) or at)
+    assert made(TINY_SPEC, "four", "here")[1] == [0, 0]
+    other = TINY_SPEC.replace("w4a16-g32", "w8a16-channel")
+    quality, starts = made(other, "eight", "here")
+    assert starts == [3, 0]
+    assert made(other, "again", "elsewhere") == (quality, [0, 0])
+    assert made(other.replace("samples: 2", "samples: 3"), "longer", "here")[1] == [0, 0]
+
+
+def test_of_kept_evaluations_the_oldest_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(source_states, "_MOST", 2)
+    (tmp_path / "states").mkdir()
+    (tmp_path / "states" / "00000.safetensors").write_bytes(b"x" * 100)
+    root = tmp_path / "tightfit" / "judged"
+    for age, key in enumerate(("a", "b", "c")):
+        source_states.keep(key, tmp_path / "states")
+        if (root / key).exists():
+            os.utime(root / key, (age, age))
+    assert sorted(each.name for each in root.iterdir()) == ["b", "c"]
+    monkeypatch.setattr(source_states, "_MOST_BYTES", 50)
+    source_states.keep("d", tmp_path / "states")
+    assert not (root / "d").exists()
+    source_states.bring("b", tmp_path / "brought")
+    assert (tmp_path / "brought" / "00000.safetensors").read_bytes() == b"x" * 100

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import shutil
 import tempfile
@@ -232,8 +233,12 @@ def dequantize(path: Path, ir: ModelIR, header: GgufHeader, work: Path, counted:
             _convert(path, header, temporary)
         _confirm(path, ir, temporary)
         temporary.chmod(0o755)
+        made = path.stat().st_mtime_ns
         for file in temporary.iterdir():
             file.chmod(0o644)
+            os.utime(
+                file, ns=(made, made)
+            )  # the same file's weights are the same source, in whatever folder they are made
         temporary.replace(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

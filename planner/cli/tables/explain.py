@@ -9,7 +9,7 @@ from rich.text import Text
 
 from planner.cli.tables.page import Page
 from planner.explain.diff import told
-from planner.figures import apart, intervals_apart, show
+from planner.figures import all_apart, intervals_apart, show
 
 if TYPE_CHECKING:
     from planner.explain.asked import Answer
@@ -39,8 +39,8 @@ def print_answer(console: Console, answer: Answer) -> None:
             else:
                 page.line(head, f"{mine:42s} {theirs:42s} {each.change}".rstrip())
         page.blank()
-        for side in (answer.chosen, answer.other):
-            page.line(f"{_HEAD}{side.role:11s} ", _kept(side))
+        for side, beside in ((answer.chosen, answer.other), (answer.other, answer.chosen)):
+            page.line(f"{_HEAD}{side.role:11s} ", _kept(side, beside))
         if answer.decides:
             page.line(f"{_HEAD}{'decides':11s} ", answer.decides)
         if answer.patch:
@@ -59,16 +59,17 @@ def _side(side: Side) -> Text:
     )
 
 
-def _kept(side: Side) -> str:
-    """Whether the goals are met, each with its figure."""
+def _kept(side: Side, beside: Side) -> str:
+    """Whether the goals are met, each with its figure, in the digits that tell it from that of the plan beside it."""
     verdict = "meets the goals" if side.meets else "does not meet the goals"
-    told = [_goal(goal) for goal in side.goals]
+    others = {goal.said: goal.predicted.value for goal in beside.goals}
+    told = [_goal(goal, others.get(goal.said, goal.wanted)) for goal in side.goals]
     missed = [reason.message for reason in side.missed if not reason.code.endswith("_missed")]
     return "; ".join((verdict, *missed, *told, f"fits with {show(side.fit_odds, 'odds')}"))
 
 
-def _goal(goal: PlannedGoal) -> str:
-    wanted, predicted = apart(goal.wanted, goal.predicted.value, goal.unit)
+def _goal(goal: PlannedGoal, beside: float) -> str:
+    wanted, predicted, _ = all_apart((goal.wanted, goal.predicted.value, beside), goal.unit)
     sign = ("≤" if goal.at_most else "≥") if goal.met else (">" if goal.at_most else "<")
     odds = f" ({show(goal.odds, 'odds')})" if goal.odds is not None else ""
     return f"{goal.said} {predicted} {sign} {wanted}{odds}"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from passes.algorithms.damping import DAMPING
 from passes.base import NATIVE
-from passes.chain import BACKENDS
+from passes.chain import BACKENDS, find_backend
 from passes.formats import kv_dtypes
 from passes.quantize.format_names import methods
 from planner.spec.parts.values import Count, OrOne, Share, Strict, also
@@ -44,6 +46,11 @@ class QuantizeChoice(Strict):
     def weighs_dense(self) -> bool:
         """Whether leaving the weights as they are is weighed."""
         return not self.names_some if self.dense is None else self.dense
+
+    def names(self) -> Iterator[tuple[str, Callable[[], object]]]:
+        """Give the outside tool, where one is named."""
+        if self.backend != NATIVE:
+            yield "backend", partial(find_backend, self.backend)
 
 
 class SparseChoice(Strict):

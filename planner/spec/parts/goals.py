@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
@@ -58,6 +58,9 @@ class Bands(Strict):
     """Of the size of the weights, and of the card."""
 
 
+Preference = Literal["quality", "speed", "throughput", "cost", "context", "size"]
+#: What may be preferred among plans that meet the goals.
+PREFERENCES: tuple[str, ...] = get_args(Preference)
 #: Goals on tokens after the first, which only a model that writes has.
 DECODED = ("decode", "tpot", "throughput")
 
@@ -75,7 +78,7 @@ class Goals(Strict):
     """Tokens a second of all requests together, at least."""
     quality: QualityGoal = QualityGoal()
     """How much worse the result may be; left out: whatever it loses."""
-    prefer: Literal["quality", "speed", "throughput", "cost", "context", "size"] = "quality"
+    prefer: Preference = "quality"
     """`speed`: one client's tokens a second; `throughput`: those of all together; `cost`: the fewest seconds of a card a token."""
     confidence: Annotated[Share, Field(gt=0, lt=1)] = 0.8
     """How likely each goal must be met for a plan to be chosen before those that are less likely to."""

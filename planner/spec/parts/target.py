@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from planner.spec.parts.values import Bytes, Count, Positive, Strict, also
-from targets.gpu import ASSUMED_NETWORK_BYTES_PER_S, NETWORK_LATENCY_S, Network
+from targets.engines.engine import find_engine
+from targets.gpu import ASSUMED_NETWORK_BYTES_PER_S, NETWORK_LATENCY_S, Network, find_gpu
 
 #: Cards of one machine where a spec names no `nodes`: the baseboards of server cards (HGX, DGX) have eight.
 CARDS_A_NODE = 8
@@ -76,6 +79,11 @@ class Target(Strict):
         """`4090` is a card's name."""
         return str(said) if type(said) is int else said
 
+    def names(self) -> Iterator[tuple[str, Callable[[], object]]]:
+        """Give the card, where it is named."""
+        if isinstance(self.gpu, str) and self.gpu != "auto":
+            yield "gpu", partial(find_gpu, self.gpu)
+
     @property
     def fewest(self) -> bool:
         """Whether the number of cards is to be chosen: as few as meet the goals."""
@@ -138,3 +146,7 @@ class EngineChoice(Strict):
     """Left out: the newest one known."""
     settings: EngineSettings = EngineSettings()
     """What is set; a plan changes none of it."""
+
+    def names(self) -> Iterator[tuple[str, Callable[[], object]]]:
+        """Give the engine."""
+        yield "name", partial(find_engine, self.name)

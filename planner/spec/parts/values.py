@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, WithJsonSchema
 
+from passes.errors import InputError
 from passes.ir.fields import LARGEST
 from planner.spec import units
 
@@ -83,14 +84,20 @@ def also(*kinds: Mapping[str, Any]) -> Any:
 class _Told(ModelMetaclass):
     """Has a part that is made by name, as Python callers do, tell what is wrong with it as a spec's file does."""
 
-    def __call__(cls, **given: Any) -> Any:  # noqa: N805 (of a metaclass)
+    def __call__(cls, *by_place: Any, **given: Any) -> Any:  # noqa: N805 (of a metaclass)
         part: Any = cls
+        if by_place:
+            keys = ", ".join(part.model_fields)
+            raise InputError(f"{part.__name__} takes its keys by name", remedy=f"its keys: {keys}")
         try:
-            return part.model_validate(given)
+            made = part.model_validate(given)
         except ValidationError as error:
             from planner.spec.parse import explained
 
             raise explained(error, None, given, part.__name__, part) from None
+        for _, look in made.names():
+            look()
+        return made
 
 
 class Strict(BaseModel, metaclass=_Told):
@@ -99,6 +106,10 @@ class Strict(BaseModel, metaclass=_Told):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True
     )  # built once, as parts of the whole
+
+    def names(self) -> Iterator[tuple[str, Callable[[], object]]]:
+        """Give the keys that name something tightfit has a list of, each with what raises InputError for a name that is not on it."""
+        yield from ()
 
 
 Positive = Annotated[float, Field(gt=0)]

@@ -103,22 +103,29 @@ def _quark_mx(n: int, k: int, g: int) -> tuple[Part, ...]:
 
 
 def _torchao_int4(n: int, k: int, g: int) -> tuple[Part, ...]:
-    return (("qdata", "U8", (n, k // 2)), ("scale_and_zero", "BF16", (_ceil(k, g), n, 2)))
+    scales = (_ceil(k, g), n)
+    return (("_weight_qdata", "I8", (n, k // 2)), ("_weight_scale", "BF16", scales), ("_weight_zero_point", "BF16", scales))
 
 
 def _torchao_int8(n: int, k: int, g: int) -> tuple[Part, ...]:
-    return (("qdata", "I8", (n, k)), ("scale", "BF16", (n, 1)))
+    return (("_weight_qdata", "I8", (n, k)), ("_weight_scale", "F32", (n, 1)), ("_weight_zero_point", "I8", (n, 1)))
+
+
+def _torchao_intx(n: int, k: int, g: int) -> tuple[Part, ...]:
+    """Integers of any width, a byte each in files."""
+    groups = (n, _ceil(k, g))
+    return (("_weight_qdata", "I8", (n, k)), ("_weight_scale", "BF16", groups), ("_weight_zero_point", "I8", groups))
 
 
 def _torchao_fp8(n: int, k: int, g: int) -> tuple[Part, ...]:
-    return (("qdata", "F8_E4M3", (n, k)), ("scale", "F32", (n, 1)))
+    return (("_weight_qdata", "F8_E4M3", (n, k)), ("_weight_scale", "F32", (n, 1)))
 
 
 def _hqq(bits: int) -> Callable[[int, int, int], tuple[Part, ...]]:
     def parts(n: int, k: int, g: int) -> tuple[Part, ...]:
         groups = _ceil(n * k, g)
         return (
-            ("W_q", "U8", (_ceil(groups * bits, 8), g)),
+            ("W_q", "I32", (_ceil(groups, 10), g)) if bits == 3 else ("W_q", "U8", (_ceil(groups * bits, 8), g)),
             ("scale", "F16", (groups, 1)),
             ("zero", "F16", (groups, 1)),
         )
@@ -201,10 +208,9 @@ _LAYOUTS = {
     "quark-mx": _Layout(_quark_mx, 32, 4, KernelFamily.MX, grouped=True),
     "torchao-int4": _Layout(_torchao_int4, 128, 4, KernelFamily.W4, grouped=True),
     "torchao-int8": _Layout(_torchao_int8, 0, 8, KernelFamily.W8),
+    "torchao-intx": _Layout(_torchao_intx, 32, 8, KernelFamily.W8, grouped=True),
     "torchao-fp8": _Layout(_torchao_fp8, 0, 8, KernelFamily.FP8),
-    "hqq-2": _Layout(_hqq(2), 64, 2, KernelFamily.W4),
-    "hqq-4": _Layout(_hqq(4), 64, 4, KernelFamily.W4),
-    "hqq-8": _Layout(_hqq(8), 64, 8, KernelFamily.W8),
+    **{f"hqq-{bits}": _Layout(_hqq(bits), 64, bits, KernelFamily.W4 if bits < 8 else KernelFamily.W8) for bits in (1, 2, 3, 4, 8)},
     **{f"planes{bits}-gptq": _Layout(_gptq_planes(bits), 0, bits, KernelFamily.W8) for bits in (5, 6, 7)},
     "int4-awq-modelopt": _Layout(_int4_awq_modelopt, 128, 4, KernelFamily.W4, grouped=True),
     "gemv-awq": _Layout(_awq_gemv, 128, 4, KernelFamily.W4, grouped=True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,30 @@ def test_towers_and_decoder_are_those_of_transformers(architecture: str) -> None
     assert described == written_by_transformers(config)
 
 
+def test_gemma_4_without_towers_is_that_of_transformers() -> None:
+    config = reduced(default_config("Gemma4UnifiedForConditionalGeneration", {}))
+    config["text_config"].pop("per_layer_config")
+    config["text_config"] |= {
+        "global_head_dim": 512,
+        "layer_types": [*config["text_config"]["layer_types"][:-1], "full_attention"],
+    }
+    described = {tensor.name: tensor.shape for tensor in build_ir(config, "unified").tensors()}
+    assert described == written_by_transformers(config)
+
+
+#: Models whose counted weights are those that their makers, or readers of their files, publish (10^9).
+COUNTED = {
+    "Qwen/Qwen3.8-2.4T-A95B": 2446, "arcee-ai/Trinity-Large-Thinking": 398.6, "poolside/Laguna-S-2.1": 117.56, "poolside/Laguna-M.1": 225.8,
+    "google/gemma-4-E2B-it": 5.1, "google/gemma-4-12B-it": 11.96, "nvidia/NVIDIA-Nemotron-3-Nano-4B-BF16": 3.97, "internlm/Intern-S1": 240.7,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", COUNTED)
+def test_weights_of_recalled_models_are_as_many_as_published(model: str) -> None:
+    tensors = build_ir(catalog.entry(model).config, model).tensors()
+    assert sum(math.prod(tensor.shape) for tensor in tensors) / 1e9 == pytest.approx(COUNTED[model], rel=2e-3)
+
+
 def test_a_tower_that_its_template_does_not_know_is_refused() -> None:
     made = templates.template("Exaone4_5_ForConditionalGeneration")
     [field] = [path for path in made["pinned"] if path.endswith("num_heads")]
@@ -149,7 +174,6 @@ def test_every_family_that_transformers_builds_is_held_against_its_class() -> No
         {name for name in described - named - set(TEMPLATED) if hasattr(transformers, name)}
         == {
             "Gemma4ForCausalLM",  # held as the decoder of the multimodal class: its own class writes another config than is published
-            "Qwen3_5MoeForCausalLM",  # its experts lie in one tensor, as in the multimodal files that are published
         }
     )
 

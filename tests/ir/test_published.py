@@ -22,6 +22,14 @@ from tests.ir.checkpoints import TINY
 from tests.ir.test_quantized import WIDE, compressed
 
 _AO = {"_type": "Int4WeightOnlyConfig", "_data": {"group_size": 64}}
+#: As transformers 5.23 writes it with torchao 0.18.
+_AO_8DA4W = {
+    "_type": "Int8DynamicActivationIntxWeightConfig", "_version": 2, "_data": {
+        "act_mapping_type": {"_data": "ASYMMETRIC", "_type": "MappingType"}, "weight_dtype": {"_data": "int4", "_type": "torch.dtype"},
+        "weight_granularity": {"_data": {"group_size": 64}, "_type": "PerGroup", "_version": 1},
+        "intx_packing_format": {"_data": "UNPACKED_TO_INT8", "_type": "IntxPackingFormat"},
+    },
+}  # fmt: skip
 CONFIGS: dict[str, tuple[dict[str, Any], Format | None]] = {
     "auto-round": ({"quant_method": "auto-round", "bits": 4, "group_size": 128, "sym": True}, Gptq(4, 128)),
     "auto-round awq": (
@@ -46,6 +54,17 @@ CONFIGS: dict[str, tuple[dict[str, Any], Format | None]] = {
     ),
     "torchao": ({"quant_method": "torchao", "quant_type": {"default": _AO}}, Published("torchao-int4", 64)),
     "torchao of old": ({"quant_method": "torchao", "quant_type": "int8_weight_only"}, Published("torchao-int8")),
+    "torchao 8da4w": (
+        {"quant_method": "torchao", "quant_type": {"default": _AO_8DA4W}, "modules_to_not_convert": None, "include_input_output_embeddings": False},
+        Published("torchao-intx", 64),
+    ),
+    "hqq of transformers": (
+        {"quant_method": "hqq", "skip_modules": ["lm_head"], "quant_config": {
+            "weight_quant_params": {"nbits": 3, "channel_wise": True, "group_size": 64, "optimize": True, "round_zero": True, "axis": 1,
+                                    "view_as_float": False},
+            "scale_quant_params": None, "zero_quant_params": None, "offload_meta": False}},
+        Published("hqq-3", 64),
+    ),
     "hqq": ({"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4, "group_size": 64}}}, Published("hqq-4", 64)),
     "gemv": ({"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemv"}, Published("gemv-awq", 64)),
     "bitsandbytes": ({"quant_method": "bitsandbytes", "load_in_8bit": True}, Published("int8-bnb-stored")),
@@ -102,6 +121,21 @@ def test_modules_of_torchao_without_a_config_stay_dense() -> None:
     modules = {"_default": _AO, "model.layers.0.mlp.up_proj": None}
     settings = {"quant_type": {"default": {"_type": "ModuleFqnToConfig", "_data": {"module_fqn_to_config": modules}}}}
     assert labels(read({"quant_method": "torchao"} | settings), Role.UP) == ["fp16", "torchao-int4"]
+
+
+def test_modules_of_torchao_are_named_as_either_config_names_them() -> None:
+    modules = {"_default": _AO, "model.layers.0.mlp.up_proj": None, "re:.*layers\\.1.*down_proj": _AO_8DA4W}
+    settings = {"quant_method": "torchao", "quant_type": {"default": {"_type": "FqnToConfig", "_data": {"fqn_to_config": modules}}}}
+    assert labels(read(settings), Role.UP) == ["fp16", "torchao-int4"]
+    assert labels(read(settings), Role.DOWN) == ["torchao-int4", "torchao-intx"]
+
+
+def test_hqq_s_own_parameters_and_what_it_skips_are_read_by_name() -> None:
+    parameters = {"self_attn.q_proj": 8, "mlp.up_proj": 4, "mlp.down_proj": 2}
+    dynamic = {key: {"weight_quant_params": {"nbits": bits, "group_size": 64}} for key, bits in parameters.items()}
+    ir = read({"quant_method": "hqq", "quant_config": dynamic, "skip_modules": ["layers.1.mlp"]})
+    assert labels(ir, Role.Q) == ["hqq-8"] * 2 and labels(ir, Role.O) == ["fp16"] * 2
+    assert labels(ir, Role.UP) == ["hqq-4", "fp16"] and labels(ir, Role.DOWN) == ["hqq-2", "fp16"]
 
 
 def test_an_entry_of_awq_s_list_means_every_name_that_holds_it() -> None:

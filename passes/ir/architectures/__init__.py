@@ -78,7 +78,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "Qwen3_5MoeForConditionalGeneration", "InternVLForConditionalGeneration", "Llama4ForConditionalGeneration",
         "MllamaForConditionalGeneration", "Gemma4ForConditionalGeneration", "KimiVLForConditionalGeneration",
         "KimiK25ForConditionalGeneration", "KimiK3ForConditionalGeneration", "MiniMaxM3SparseForConditionalGeneration",
-        "InternS1ForConditionalGeneration", "InternVLChatModel", "SkyworkR1VChatModel", "H2OVLChatModel",
+        "InternS1ForConditionalGeneration", "InternS2PreviewForConditionalGeneration", "Gemma4UnifiedForConditionalGeneration", "InternVLChatModel", "SkyworkR1VChatModel", "H2OVLChatModel",
         "OpenCUAForConditionalGeneration", "NVLM_D", "Eagle2_5_VLForConditionalGeneration", "DotsOCRForCausalLM",
         "KeyeForConditionalGeneration", "KeyeVL1_5ForConditionalGeneration", "BeeForConditionalGeneration",
         "RForConditionalGeneration", "AriaForConditionalGeneration", "AudioFlamingo3ForConditionalGeneration",

@@ -8,7 +8,7 @@ from passes.ir.architectures import TEXT_ARCHITECTURES
 from passes.ir.architectures import describe as describe_text
 from passes.ir.architectures.config import Config, not_understood
 from passes.ir.architectures.draft import Description, Names
-from passes.ir.architectures.parts import Maker, total
+from passes.ir.architectures.parts import Maker, Part, total
 from passes.ir.architectures.vision import (  # fmt: skip
     clip,
     dots_vit,
@@ -108,6 +108,16 @@ def _qwen(prefix: str, generation: str, kind: str) -> Callable[[Config, Config, 
 
 
 def _internvl(root: Config, text: Config, m: Maker) -> Description:
+    """As the `-hf` repositories name it."""
+    return _internvl_at("", root, text, m)
+
+
+def _interns1(root: Config, text: Config, m: Maker) -> Description:
+    """Intern-S1 (vLLM 0.32, models/interns1.py): InternVL's towers beside the decoder."""
+    return _internvl_at("model.", root, text, m)
+
+
+def _internvl_at(prefix: str, root: Config, text: Config, m: Maker) -> Description:
     vision, hidden = root.part("vision_config", kind="internvl_vision"), text.integer("hidden_size")
     width = (
         vision.integer("hidden_size")
@@ -118,7 +128,7 @@ def _internvl(root: Config, text: Config, m: Maker) -> Description:
         projector(m, "linear_1", hidden, width),
         projector(m, "linear_2", hidden, hidden),
     )
-    return internvl(vision, m, "vision_tower.") + Description((), outer.at("multi_modal_projector."))
+    return internvl(vision, m, prefix + "vision_tower.") + Description((), outer.at(prefix + "multi_modal_projector."))
 
 
 def _internvl_chat(root: Config, text: Config, m: Maker) -> Description:
@@ -216,6 +226,26 @@ def _gemma4(root: Config, text: Config, m: Maker) -> Description:
     return found
 
 
+def _gemma4_unified(root: Config, text: Config, m: Maker) -> Description:
+    """Pictures and sound without towers (transformers 5.23, models/gemma4_unified): merged patches, and frames of sound, projected."""
+    hidden, outer = text.integer("hidden_size"), Part()
+    if root.has("vision_config"):
+        vision = root.part("vision_config", kind="gemma4_unified_vision")
+        merged = vision.integer("patch_size", default=16) * vision.integer("pooling_kernel_size", default=3)
+        width, patch = vision.integer("mm_embed_dim"), 3 * merged**2
+        outer += total(
+            m.norms(patch, "patch_ln1", bias=True),
+            projector(m, "patch_dense", width, patch),
+            m.norms(width, "patch_ln2", "pos_norm", bias=True),
+            m.tensor("pos_embedding", vision.integer("mm_posemb_size"), 2, width),
+        ).at("model.vision_embedder.")
+        outer += projector(m, "model.embed_vision.embedding_projection", hidden, width, bias=False)
+    if root.has("audio_config"):
+        sound = root.part("audio_config", kind="gemma4_unified_audio").integer("output_proj_dims")
+        outer += projector(m, "model.embed_audio.embedding_projection", hidden, sound, bias=False)
+    return Description((), outer)
+
+
 def _kimi_vl(root: Config, text: Config, m: Maker) -> Description:
     vision = root.part("vision_config")
     kernel, width = vision.counts("merge_kernel_size", 2, (2, 2), at_least=1), vision.integer("hidden_size")
@@ -276,7 +306,8 @@ _FAMILIES: dict[str, Family] = {
     "Qwen3_5ForConditionalGeneration": Family(_BESIDE, _qwen("model.visual.", "3", "qwen3_5_vision")),
     "Qwen3_5MoeForConditionalGeneration": Family(_BESIDE, _qwen("model.visual.", "3", "qwen3_5_moe_vision")),
     "InternVLForConditionalGeneration": Family(_INSIDE, _internvl),
-    "InternS1ForConditionalGeneration": Family(_INSIDE, _internvl),
+    "InternS1ForConditionalGeneration": Family(_BESIDE, _interns1),
+    "InternS2PreviewForConditionalGeneration": Family(_BESIDE, _qwen("model.visual.", "3", "qwen3_5_moe_vision")),
     "InternVLChatModel": Family(_INSIDE, _internvl_chat),
     "SkyworkR1VChatModel": Family(_INSIDE, _internvl_chat),
     "H2OVLChatModel": Family(_INSIDE, _internvl_chat),
@@ -293,6 +324,7 @@ _FAMILIES: dict[str, Family] = {
     "Llama4ForConditionalGeneration": Family(_INSIDE, _llama4),
     "MllamaForConditionalGeneration": Family(_INSIDE, _mllama),
     "Gemma4ForConditionalGeneration": Family(_BESIDE, _gemma4),
+    "Gemma4UnifiedForConditionalGeneration": Family(_BESIDE, _gemma4_unified),
     "KimiVLForConditionalGeneration": Family(_INSIDE, _kimi_vl),
     "KimiK25ForConditionalGeneration": Family(_INSIDE, _kimi_k25),
     "KimiK3ForConditionalGeneration": Family(_INSIDE, _kimi_k25),

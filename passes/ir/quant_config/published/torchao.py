@@ -1,4 +1,6 @@
-"""torchao's checkpoints, as transformers saves them: one config of a matrix for all, or one a module (`ModuleFqnToConfig`)."""
+"""torchao's checkpoints, as transformers saves them: one config of a matrix for all, or one a module (`FqnToConfig`, before 0.15
+`ModuleFqnToConfig`).
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,18 @@ from passes.ir.model import ModelIR
 from passes.ir.quant_config.module_names import by_name
 from passes.ir.quant_config.quant_config import QuantConfig, StorageOf, fields_of, not_understood
 
-#: Start of a config's class (torchao/quantization/quant_api.py), in small letters and without separators -> layout.
+#: A config's class (torchao/quantization/quant_api.py, 0.18 and before), in small letters and without separators -> layout.
 _LAYOUTS = {
-    "int4weightonly": "torchao-int4", "int8weightonly": "torchao-int8", "int8dynamicactivationint8weight": "torchao-int8",
-    "int8dynamicactivationint4weight": "torchao-int4", "float8weightonly": "torchao-fp8",
-    "float8dynamicactivationfloat8weight": "torchao-fp8",
+    "int4weightonly": "torchao-int4", "float8dynamicactivationint4weight": "torchao-int4", "int8weightonly": "torchao-int8",
+    "int8dynamicactivationint8weight": "torchao-int8", "int8staticactivationint8weight": "torchao-int8",
+    "int8dynamicactivationint4weight": "torchao-intx", "int8dynamicactivationintxweight": "torchao-intx", "intxweightonly": "torchao-intx",
+    "float8weightonly": "torchao-fp8", "float8dynamicactivationfloat8weight": "torchao-fp8",
 }  # fmt: skip
+#: Layouts whose groups a config may set.
+_GROUPED = ("torchao-int4", "torchao-intx")
+_BY_MODULE = ("fqn_to_config", "module_fqn_to_config")
+#: Where a config's inputs that share a scale stand, beside `group_size`.
+_GRANULARITIES = ("weight_granularity", "granularity")
 
 
 class TorchAoConfig(QuantConfig):
@@ -31,7 +39,8 @@ class TorchAoConfig(QuantConfig):
             form = _layout(said.text("quant_type"), said.inside("quant_type_kwargs", {}), ir)
             return lambda _: form
         config = said.inside("quant_type").inside("default")
-        modules = config.inside("_data", {}).inside("module_fqn_to_config", {})
+        data = config.inside("_data", {})
+        modules = data.inside(next((key for key in _BY_MODULE if data.has(key)), _BY_MODULE[0]), {})
         if not modules.values:
             form = _format(config, ir)
             return lambda _: form
@@ -49,4 +58,12 @@ def _layout(name: str, data: Fields, ir: ModelIR) -> Format:
     if plain not in _LAYOUTS:
         raise not_understood(ir, f"torchao's {name}")
     layout = _LAYOUTS[plain]
-    return Published(layout, data.integer("group_size", default=0) if layout == "torchao-int4" else 0)
+    return Published(layout, _group(data) if layout in _GROUPED else 0)
+
+
+def _group(data: Fields) -> int:
+    """Inputs that share a scale; 0 where the layout's own are meant."""
+    if data.has("group_size"):
+        return data.integer("group_size", at_least=1)
+    said = next((data.inside(key) for key in _GRANULARITIES if data.has(key)), None)
+    return said.inside("_data", {}).integer("group_size", default=0) if said is not None else 0

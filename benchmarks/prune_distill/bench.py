@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import real_models
+from benchmarks.prune_distill.subject import Subject
+from benchmarks.real_models import CACHE
 from benchmarks.text import apart, libraries_file, news_file
 from passes.blocks.dense_model import DenseModel
-from passes.blocks.memory import BATCH_TOKENS
+from passes.blocks.memory import BATCH_TOKENS, LOGIT_TOKENS
 from passes.files.atomic import write_text
 from passes.ir.sources import open_model
 from passes.measure.evaluate import through
@@ -25,29 +26,29 @@ from passes.steps.context import RunContext
 from passes.steps.key import content_key
 from passes.steps.progress import Progress
 from passes.steps.step import Steps
-from passes.text.source import PYTHON_REFERENCE, TextSource, tokenizer_of, tokens_digest
+from passes.text.source import PYTHON_REFERENCE, TextSource, first_tokens, tokenizer_of, tokens_digest
 from passes.text.token_file import read_tokens, token_file
 
 #: What is kept of a run, so that one that was killed goes on: steps under their keys.
-WORK = real_models.CACHE / "prune-distill"
-#: What pruning and tuning look at: so many rounds of so many sequences that the model writes itself, of news, and of what libraries say of
-#: themselves. One kind of text alone has units stay that only it needs, and what is fitted to it is lost on others (docs/quantization.md).
-ROUNDS, WRITTEN, NEWS, DOCUMENTATION = 20, 1, 3, 4
+WORK = CACHE / "prune-distill"
+#: What pruning and tuning look at: so many rounds (`Subject.rounds`) of so many sequences that the model writes itself, of news, and of what
+#: libraries say of themselves. One kind of text alone has units stay that only it needs, and what is fitted to it is lost on others
+#: (docs/quantization.md).
+WRITTEN, NEWS, DOCUMENTATION = 1, 3, 4
 LENGTH = 256
-#: Of all these, what suffices where nothing is fitted to it: which units and blocks matter.
-CHOSEN_ON = 48
-#: What everything is judged on, and nothing is fitted to: a text of another source, and other news; shorter sequences, so many of each. The measure of
+#: What everything is judged on, and nothing is fitted to: a text of another source, and other news; shorter sequences. The measure of
 #: importance, the kinds of text that are looked at and the tokens of tuning were settled on earlier trials that read parts of the same two sources.
-SEQUENCES, SHORTER = 16, 128
+SHORTER = 128
 JUDGING = ("Python's reference", "news")
 
 
 @dataclass(frozen=True)
 class Bench:
-    """SmolLM2 in single precision on the processor, as `source`; `run` with its calibration text; `judging` `[S, T]`: both texts';
+    """A model in single precision on the processor, as `source`; `run` with its calibration text; `judging` `[S, T]`: both texts';
     `lessons`: the file with what students are trained on.
     """
 
+    subject: Subject
     source: DenseModel
     run: RunContext
     judging: torch.Tensor
@@ -68,7 +69,7 @@ class Bench:
 
     def rises(self, dense: DenseModel) -> dict[str, torch.Tensor]:
         """Return by how much a model's loss lies above the source's, of each sequence of each judging text."""
-        parts = torch.split(self.losses(dense) - self.losses(self.source), SEQUENCES)
+        parts = torch.split(self.losses(dense) - self.losses(self.source), self.subject.judged)
         return dict(zip(JUDGING, parts, strict=True))
 
 
@@ -131,48 +132,56 @@ def lines(name: str, unit: str, figures: Mapping[str, Figure], at_most: float | 
 
 
 @contextmanager
-def opened(work: Path = WORK, blocks: int | None = None) -> Iterator[Bench]:
+def opened(subject: Subject, work: Path = WORK, blocks: int | None = None) -> Iterator[Bench]:
     """Hold the bench: model and texts, made where they are not there yet. `blocks`: of the model only the first so many."""
     calm_libraries()
     torch.set_num_threads(min(2, torch.get_num_threads()))
     work.mkdir(parents=True, exist_ok=True)
-    opened_model = open_model(real_models.smollm2())
+    opened_model = open_model(subject.file())
     files = opened_model.materialize(work)
     device, dtype = torch.device("cpu"), torch.float32
     nothing = torch.zeros(0, 1, dtype=torch.int64)
     run = RunContext(work, (device,), dtype, nothing, Steps(work, _told()))
-    calibration, judging = _texts(run, files)
+    calibration, judging = _texts(subject, run, files)
     source = source_model(opened_model.ir, files, dtype, (device,))
     if blocks is not None:
         run = run.part(work / f"{blocks}-blocks")
         gone = tuple(range(blocks, len(source)))
         source = DepthPrune(len(gone), gone).dense(source, run)
-    yield Bench(source, replace(run, text=calibration), judging, _lessons(work, files, calibration, judging))
+    lessons = _lessons(work / f"lessons-{subject.name}.jsonl", files, calibration, judging[subject.judged :])
+    yield Bench(subject, source, replace(run, text=calibration), judging, lessons)
 
 
-def _texts(run: RunContext, files: Path) -> tuple[torch.Tensor, torch.Tensor]:
+def _texts(subject: Subject, run: RunContext, files: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """The calibration text and both judging texts `[S, T]`; of the news no part is in both."""
 
     def read(name: str, source: TextSource) -> torch.Tensor:
         return read_tokens(token_file(run, files, name, source))
 
-    looked_at = ROUNDS * NEWS
-    written = read("calibration text", TextSource("self", ROUNDS * WRITTEN, LENGTH))
-    news = read("news", TextSource(str(news_file()), looked_at + SEQUENCES * SHORTER // LENGTH, LENGTH))
-    reference = read("evaluation text", TextSource(PYTHON_REFERENCE, SEQUENCES, SHORTER))
-    documentation = read("documentation", TextSource(str(libraries_file()), ROUNDS * DOCUMENTATION, LENGTH))
-    kinds = [kind.unflatten(0, (ROUNDS, -1)) for kind in (written, news[:looked_at], documentation)]
-    return torch.cat(kinds, 1).flatten(0, 1), torch.cat([reference, news[looked_at:].reshape(-1, SHORTER)])
+    rounds, looked_at = subject.rounds, subject.rounds * NEWS
+    # Where a text begins with a token of its own, the second half of a sequence is no text.
+    parts = 1 if first_tokens(tokenizer_of(files)) else LENGTH // SHORTER
+    written = read("calibration text", TextSource("self", rounds * WRITTEN, LENGTH))
+    news = read("news", TextSource(str(news_file()), looked_at + subject.judged // parts, LENGTH))
+    reference = read("evaluation text", TextSource(PYTHON_REFERENCE, subject.judged, SHORTER))
+    documentation = read("documentation", TextSource(str(libraries_file()), rounds * DOCUMENTATION, LENGTH))
+    kinds = [kind.unflatten(0, (rounds, -1)) for kind in (written, news[:looked_at], documentation)]
+    judging = news[looked_at:, : parts * SHORTER].reshape(-1, SHORTER)
+    return torch.cat(kinds, 1).flatten(0, 1), torch.cat([reference, judging])
 
 
-def _lessons(work: Path, files: Path, calibration: torch.Tensor, judging: torch.Tensor) -> Path:
-    """The file with what students are trained on: as much of news as of documentation, none of it judged, and what the model wrote."""
-    path, decode = work / "lessons.jsonl", tokenizer_of(files).batch_decode
-    news = apart(news_file().read_text(encoding="utf-8").splitlines(), decode(judging[SEQUENCES:]))
+def _lessons(path: Path, files: Path, calibration: torch.Tensor, judging: torch.Tensor) -> Path:
+    """The file with what students are trained on: as much of news as of documentation, none of what is judged on, and what the model wrote."""
+
+    def decode(tokens: torch.Tensor) -> list[str]:
+        return tokenizer_of(files).batch_decode(tokens, skip_special_tokens=True)
+
+    news = apart(news_file().read_text(encoding="utf-8").splitlines(), decode(judging))
     size = sum(map(len, news)) // len(news)
     documentation = libraries_file().read_text(encoding="utf-8")
     told = [documentation[start : start + size] for start in range(0, size * len(news), size)]
-    found = [*news, *told, *decode(calibration.unflatten(0, (ROUNDS, -1))[:, :WRITTEN].flatten(0, 1))]
+    written = calibration.unflatten(0, (-1, WRITTEN + NEWS + DOCUMENTATION))[:, :WRITTEN]
+    found = [*news, *told, *decode(written.flatten(0, 1))]
     random.Random(0).shuffle(found)  # what is held out is of all kinds as well
     text = "".join(json.dumps(each) + "\n" for each in found)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
@@ -182,11 +191,14 @@ def _lessons(work: Path, files: Path, calibration: torch.Tensor, judging: torch.
 
 def _losses(dense: DenseModel, run: RunContext) -> list[float]:
     stream, found = through(dense, run, BATCH_TOKENS), []
+    at_once = max(1, LOGIT_TOKENS // run.text.shape[1])
     with stream.decoders[0].head():
         for number, ids in enumerate(stream.batches):
-            logits = stream.decoders[0].logits(stream.hidden.read(len(dense), number)[:, :-1]).float()
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-            found += loss.view(len(ids), -1).mean(1).tolist()
+            states = stream.hidden.read(len(dense), number)[:, :-1]
+            for part, following in zip(states.split(at_once), ids[:, 1:].split(at_once), strict=True):
+                logits = stream.decoders[0].logits(part).float()
+                loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), following.flatten(), reduction="none")
+                found += loss.view(len(part), -1).mean(1).tolist()
     return found
 
 

@@ -1,7 +1,7 @@
-"""Distillation of SmolLM2 without a fifth of its blocks, tuning of its blocks at 3 bits, and the forecast of five runs.
+"""Distillation of a model without a fifth of its blocks, tuning of its blocks at 3 bits, and the forecast of five runs.
 
-The student is trained on other news and other documentation than what judges, and on text that its teacher wrote; those whose end is
-forecast on such text alone. Budgets are those of two cores and forty minutes: what more tokens bring is the forecast's matter.
+Students are trained on other news and other documentation than what judges, and on text that their teacher wrote. What more tokens bring
+than two cores get through in forty minutes is the forecast's matter.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 
-from benchmarks.prune_distill.bench import CHOSEN_ON, SEQUENCES, Bench, Figure, Line, grown, lines, ratio
+from benchmarks.prune_distill.bench import Bench, Figure, Line, grown, lines, ratio
 from passes import chain
 from passes.algorithms.learned.rounding import Tuning
 from passes.blocks.decoded_weights import decoded_model
 from passes.blocks.dense_model import DenseModel
 from passes.distill.curve import expected_loss
-from passes.distill.distill import Distill
 from passes.distill.student import distilled
 from passes.distill.trainer import Curve
 from passes.files.checkpoint import write_shard
@@ -30,31 +29,25 @@ from passes.walk.walk import Walk
 
 #: The part of the blocks that goes, chosen by influence.
 SHARE = 5
-#: The stated budget of the recovery, each token seen once, and that of each of the runs whose end is forecast after a fifth. Rate and kinds of
-#: text were settled before anything of such a run was judged.
-RECOVERY = Distill(tokens=36_864, length=128, learning_rate=5e-4)
-FORECAST = Distill(tokens=6_144, length=128, epochs=2, learning_rate=3e-4)
 SEEDS = range(5)
-#: Three bits with a scale for 64 weights, the sequences that they are fitted to, and the tokens that each block is tuned on.
+#: Three bits with a scale for 64 weights.
 QUANTIZE = Quantize("gptq", PackQuantized(3, 64))
-FITTED_TO = 72
-TUNING = Tuning(65_536)
 
 
 def pruned(bench: Bench, run: RunContext) -> DenseModel:
-    """Return SmolLM2 without the blocks that matter least."""
+    """Return the model without the blocks that matter least."""
     pass_ = DepthPrune(max(1, len(bench.source) // SHARE)).resolve(bench.source, run)
     return pass_.dense(bench.source, run).descends_from(bench.source)
 
 
 def recovery(bench: Bench) -> Iterator[Line]:
     """Yield what a budget of distillation takes back."""
-    run = bench.within("distill", CHOSEN_ON)
+    run = bench.within("distill", bench.subject.chosen_on)
     before = pruned(bench, run)
     lost = bench.rises(before)
     yield from lines("a fifth of the blocks gone: perplexity grows by", "%", {t: grown(r) for t, r in lost.items()})
-    left = bench.rises(distilled(replace(RECOVERY, dataset=str(bench.lessons)), before, run))
-    budget = f"after {RECOVERY.tokens:,} tokens of distillation"
+    left = bench.rises(distilled(replace(bench.subject.recovery, dataset=str(bench.lessons)), before, run))
+    budget = f"after {bench.subject.recovery.tokens:,} tokens of distillation"
     yield from lines(f"{budget}: perplexity grows by", "%", {text: grown(found) for text, found in left.items()})
     figures = {text: ratio(found, lost[text]) for text, found in left.items()}
     yield from lines("what distillation leaves", "of the rise", figures, 0.5)
@@ -62,11 +55,11 @@ def recovery(bench: Bench) -> Iterator[Line]:
 
 def forecasts(bench: Bench) -> Iterator[Line]:
     """Yield how many of the runs end where their first fifth says."""
-    run = bench.within("distill", CHOSEN_ON)
+    run = bench.within("distill", bench.subject.chosen_on)
     before = pruned(bench, run)
     missed = 0
     for seed in SEEDS:
-        after = distilled(replace(FORECAST, seed=seed), before, run)
+        after = distilled(replace(bench.subject.forecast, dataset=str(bench.lessons), seed=seed), before, run)
         curve = Curve(after.weights.folder.parent).points
         fifth = [point for point in curve if point.tokens <= curve[-1].tokens / 5]
         expected = expected_loss(fifth, curve[-1].tokens)
@@ -79,7 +72,10 @@ def forecasts(bench: Bench) -> Iterator[Line]:
 
 def blockwise(bench: Bench) -> Iterator[Line]:
     """Yield what tuning the blocks takes off the KL of 3 bits, on Python's reference."""
-    kl = {name: three_bits(bench, name, tuning) for name, tuning in (("GPTQ", None), ("GPTQ, tuned", TUNING))}
+    kl = {
+        name: three_bits(bench, name, tuning)
+        for name, tuning in (("GPTQ", None), ("GPTQ, tuned", bench.subject.tuning))
+    }
     for name, figure in kl.items():
         yield Line(f"3 bits by {name}: KL", figure, "nats")
     yield Line("tuned over plain", Figure(kl["GPTQ, tuned"].value / kl["GPTQ"].value), "of the KL", 0.8)
@@ -87,7 +83,8 @@ def blockwise(bench: Bench) -> Iterator[Line]:
 
 def three_bits(bench: Bench, name: str, tuning: Tuning | None) -> Figure:
     """Return the KL of the model stored in 3 bits, its blocks tuned or not."""
-    run, source, judging = bench.within("distill", FITTED_TO), bench.source, bench.judging[:SEQUENCES]
+    run, source = bench.within("distill", bench.subject.fitted_to), bench.source
+    judging = bench.judging[: bench.subject.judged]
     planned = QUANTIZE.rewrite(source.ir)
     options = asdict(tuning) if tuning else None
     key = content_key(*source.identity, "w3", options, tokens_digest(run.text), tokens_digest(judging))

@@ -1,4 +1,4 @@
-"""Width pruning of SmolLM2's MLPs by a fifth: what importance is worth, and what compensation takes back."""
+"""Width pruning of the MLPs by a fifth: what importance is worth, and what compensation takes back."""
 
 from __future__ import annotations
 
@@ -6,33 +6,37 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks.prune_distill.bench import CHOSEN_ON, Bench, Line, grown, lines, ratio
-from passes.prune.width import IMPORTANCES, WidthPrune
+from benchmarks.prune_distill.bench import Bench, Line, grown, lines, ratio
+from passes.prune.width import WidthPrune
 
-#: A fifth of 1536 channels goes, to a multiple of the group of 64 that 4 bits are stored in.
-CHANNELS = 1216
 #: What looks at no text, which the others are held against; what a naive cut goes by; what lost least in trials (docs/quantization.md).
 _BLIND, _NAIVE, _CHOSEN = ("magnitude", "random"), "activation", "fisher"
 
 
 def rises(bench: Bench, importance: str, *, compensate: bool) -> dict[str, torch.Tensor]:
     """Return what a pass makes of the losses on each judging text. What is compensated looks at all of the calibration text."""
-    pass_ = WidthPrune(CHANNELS, importance=importance, compensate=compensate)
-    return bench.rises(pass_.dense(bench.source, bench.within("prune", None if compensate else CHOSEN_ON)))
+    pass_ = WidthPrune(bench.subject.channels, importance=importance, compensate=compensate)
+    looked_at = None if compensate else bench.subject.chosen_on
+    return bench.rises(pass_.dense(bench.source, bench.within("prune", looked_at)))
 
 
-def measured(bench: Bench) -> Iterator[Line]:
-    """Yield the stage's lines, each when it is measured."""
+def importance(bench: Bench) -> Iterator[Line]:
+    """Yield what each cut loses, with nothing made up for."""
     raw = {}
-    for name in IMPORTANCES:
+    for name in bench.subject.importances:
         raw[name] = rises(bench, name, compensate=False)
         yield from lines(f"cut by {name}: perplexity grows by", "%", {text: grown(r) for text, r in raw[name].items()})
     for blind in _BLIND:
         figures = {text: ratio(found, raw[blind][text]) for text, found in raw[_CHOSEN].items()}
         yield from lines(f"cut by {_CHOSEN} over cut by {blind}", "of the rise", figures, 0.8)
+
+
+def compensation(bench: Bench) -> Iterator[Line]:
+    """Yield what is left of that when the others make up for what is gone."""
     made_up = rises(bench, _CHOSEN, compensate=True)
     figures = {text: grown(found) for text, found in made_up.items()}
     yield from lines(f"by {_CHOSEN}, compensated: perplexity grows by", "%", figures)
     for other in (_CHOSEN, _NAIVE):
-        figures = {text: ratio(found, raw[other][text]) for text, found in made_up.items()}
+        raw = rises(bench, other, compensate=False)
+        figures = {text: ratio(found, raw[text]) for text, found in made_up.items()}
         yield from lines(f"by {_CHOSEN}, compensated, over cut by {other}", "of the rise", figures, 0.5)

@@ -1,6 +1,6 @@
 """Results of a stage on disk, and the page of the documentation that follows from them.
 
-benchmarks/data/prune_distill/<stage>.json     lines with spread and goal, versions, commit, cores, seconds of every step
+benchmarks/data/prune_distill/<model>/<stage>.json     lines with spread and goal, versions, commit, threads, seconds of every step
 python -m benchmarks.prune_distill.results > docs/pruning-results.md
 """
 
@@ -11,16 +11,16 @@ import json
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.prune_distill.bench import Figure, Line
-from passes.steps.step import Step
+from benchmarks.prune_distill.subject import SUBJECTS, Subject
 
 FOLDER = Path(__file__).parent.parent / "data" / "prune_distill"
 _PACKAGES = ("torch", "transformers", "accelerate", "safetensors")
-_HEAD = """# Pruning and distillation of SmolLM2, measured
+_HEAD = """# Pruning and distillation of two models, measured
 
 Made by `python -m benchmarks.prune_distill.results` from what `python -m benchmarks.prune_distill` found, a file each stage
 under `benchmarks/data`. Whole model, two cores, fixed seeds. Nothing is fitted to the judging texts; the measure of importance, the kinds of
@@ -40,17 +40,28 @@ nothing was fitted to, and the target is already what the source's own inputs br
 _NOTHING = "**No stage was run on the whole model yet.**"
 
 
-def keep(stage: str, found: Sequence[Line], steps: Sequence[Step], processor_seconds: float) -> Path:
-    """Write what a stage found. Seconds of its steps are those of all attempts; processor time is this attempt's alone."""
+@dataclass(frozen=True)
+class Spent:
+    """What a stage took: seconds of the clock (of its steps, in all attempts), of the processor (this attempt's alone), threads; whether some
+    of it was there already.
+    """
+
+    seconds: float
+    processor_seconds: float
+    threads: int
+    reused: bool
+
+
+def keep(subject: Subject, stage: str, found: Sequence[Line], spent: Spent) -> Path:
+    """Write what a stage found and took."""
     document = {
-        "format_version": "1", "stage": stage, "lines": [asdict(line) for line in found],
-        "seconds": round(sum(each.seconds for each in {step.key: step for step in steps}.values()), 1),
-        "processor_seconds": round(processor_seconds, 1), "reused": any(step.reused for step in steps),
-        "cores": len(os.sched_getaffinity(0)), "code": _commit(),
+        "format_version": "1", "model": subject.name, "stage": stage, "lines": [asdict(line) for line in found],
+        "seconds": round(spent.seconds, 1), "processor_seconds": round(spent.processor_seconds, 1), "reused": spent.reused,
+        "threads": spent.threads, "cores": len(os.sched_getaffinity(0)), "code": _commit(),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }  # fmt: skip
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    path = FOLDER / f"{stage}.json"
+    path = FOLDER / subject.name / f"{stage}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
 
@@ -68,14 +79,17 @@ def page(documents: Sequence[Mapping[str, Any]]) -> str:
 def _section(document: Mapping[str, Any]) -> str:
     reused = ", parts of it made before it, by other stages or attempts" if document["reused"] else ""
     versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
+    threads = document.get("threads", document["cores"])
+    on = f"{threads} thread{'s' if threads > 1 else ''} of {document['cores']} cores"
     told = (
-        f"{document['seconds'] / 60:.1f} minutes on {document['cores']} cores ({document['processor_seconds']:.0f} s of processor "
+        f"{document['seconds'] / 60:.1f} minutes on {on} ({document['processor_seconds']:,.0f} s of processor "
         f"time{reused}); commit {document['code']}, {versions}."
     )
     rows = ["| what | found | goal |", "|---|---|---|", *map(_row, document["lines"])]
     missed = not all(_line(stored).met for stored in document["lines"])
     why = ["", _WHY[document["stage"]]] if missed and document["stage"] in _WHY else []
-    return "\n".join([f"## {document['stage'].capitalize()}", "", told, "", *rows, *why])
+    title = SUBJECTS[document["model"]].title
+    return "\n".join([f"## {title}: {document['stage']}", "", told, "", *rows, *why])
 
 
 def _row(stored: Mapping[str, Any]) -> str:
@@ -90,8 +104,12 @@ def _line(stored: Mapping[str, Any]) -> Line:
 
 
 def stored() -> list[dict[str, Any]]:
-    """Return what was found, stage by stage."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))]
+    """Return what was found, model by model and stage by stage."""
+    return [
+        json.loads(path.read_text(encoding="utf-8"))
+        for name in SUBJECTS
+        for path in sorted((FOLDER / name).glob("*.json"))
+    ]
 
 
 if __name__ == "__main__":

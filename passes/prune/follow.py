@@ -7,6 +7,8 @@ Families with a norm there (Gemma) are tried: what does not bring a batch nearer
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from passes.algorithms.removal.error_fit import ErrorMoments, correction
@@ -24,50 +26,74 @@ def last_matrix(block: Block) -> Linear | None:
     return next((linear for linear in dense_mlp(block) if linear.role is Role.DOWN), None)
 
 
-def followed(inputs: BlockInputs, last: Linear, columns: torch.Tensor | None) -> torch.Tensor | None:
+class SeenInputs:
+    """What a block's last matrix reads of each batch while the batches go through it, of as many as may wait in memory: `[B, T, K]`."""
+
+    def __init__(self, inputs: BlockInputs, last: Linear) -> None:
+        self._inputs, self._module = inputs, inputs.replica.module(last.name)
+        self._seen: list[torch.Tensor] = []
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note what is read meanwhile. Batches come in their order; those that memory has no room for come again, which changes nothing."""
+        most = min(self._inputs.in_memory, len(self._inputs.hidden))
+
+        def note(module: Any, args: tuple[Any, ...]) -> None:
+            if len(self._seen) < most:
+                self._seen.append(args[0])
+
+        handle = self._module.register_forward_pre_hook(note)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def read(self, batch: int) -> torch.Tensor:
+        """Return what it reads of a batch, which goes through the block again where that was not kept."""
+        if batch < len(self._seen):
+            return self._seen[batch]
+        again: list[torch.Tensor] = []
+        handle = self._module.register_forward_pre_hook(lambda module, args: again.append(args[0]))
+        try:
+            self._inputs.replica.run(self._inputs.hidden.read(self._inputs.replica.index, batch))
+        finally:
+            handle.remove()
+        return again.pop()
+
+
+def followed(inputs: BlockInputs, last: Linear, seen: SeenInputs, columns: torch.Tensor | None) -> torch.Tensor | None:
     """Return the weight `[N, K]` with which a block comes nearest to the source's on its text; None where it stays.
 
     The block computes with its edited weights, and has sent every batch on. `columns`: those inputs of the matrix `last` that are left.
     """
     import torch
 
-    replica = inputs.replica
-    hidden, number = inputs.wanted()
+    replica, hidden = inputs.replica, inputs.hidden
+    targets, number = inputs.wanted()
     before = replica.parameter(f"{last.name}.weight").detach().float()
     if columns is None:
         columns = torch.arange(before.shape[1])
     columns = columns.to(before.device)
     fitted, judged = (ErrorMoments.zeros(len(before), len(columns), before.device) for _ in range(2))
-    seen: list[torch.Tensor] = []
 
-    def note(module: Any, args: tuple[Any, ...]) -> None:
-        seen.append(args[0])
+    def missing(batch: int, output: torch.Tensor) -> torch.Tensor:
+        return targets.read(number, batch).to(before.device).float() - output.to(before.device).float()
 
-    handle = replica.module(last.name).register_forward_pre_hook(note)
-    batches, size = len(inputs.hidden), len(hidden.read(number, 0))
-    samples = (batches - 1) * size + len(hidden.read(number, batches - 1))
-    try:
-        for batch in range(batches):
-            output = replica.run(inputs.hidden.read(replica.index, batch))
-            missing = hidden.read(number, batch).to(output.device).float() - output.float()
-            x_BTK, most = (
-                seen.pop().view(*output.shape[:2], -1)[..., columns],
-                samples - judging(samples) - batch * size,
-            )
-            most = max(0, most)
-            fitted.add(x_BTK[:most].flatten(0, 1), missing[:most].flatten(0, 1))
-            judged.add(x_BTK[most:].flatten(0, 1), missing[most:].flatten(0, 1))
-    finally:
-        handle.remove()
+    batches, size = len(hidden), len(targets.read(number, 0))
+    samples = (batches - 1) * size + len(targets.read(number, batches - 1))
+    for batch in range(batches):
+        error = missing(batch, hidden.read(replica.index + 1, batch))
+        x_BTK = seen.read(batch).view(*error.shape[:2], -1)[..., columns]
+        most = max(0, samples - judging(samples) - batch * size)
+        fitted.add(x_BTK[:most].flatten(0, 1), error[:most].flatten(0, 1))
+        judged.add(x_BTK[most:].flatten(0, 1), error[most:].flatten(0, 1))
     change = correction(fitted, judged, last.name)
     if change is None:
         return None
     after = before.clone()
     after[:, columns] += change
-    batch = len(inputs.hidden) - 1
-    states, wanted = inputs.hidden.read(replica.index, batch), hidden.read(number, batch).to(before.device).float()
-    distances = []
-    for weight in (before, after):
-        replica.put(f"{last.name}.weight", weight)
-        distances.append(float((replica.run(states).float() - wanted).square().sum()))
-    return after if distances[1] < distances[0] else None
+    batch = batches - 1
+    left = float(missing(batch, hidden.read(replica.index + 1, batch)).square().sum())
+    replica.put(f"{last.name}.weight", after)
+    nearer = float(missing(batch, replica.run(hidden.read(replica.index, batch))).square().sum()) < left
+    return after if nearer else None

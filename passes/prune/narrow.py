@@ -9,7 +9,7 @@ from passes.algorithms.removal.importance import Units, best, eliminated, energy
 from passes.algorithms.removal.least_squares import compensated
 from passes.blocks.input_statistics import InputStatistics
 from passes.ir.model import Linear, Stack
-from passes.prune.follow import followed, last_matrix
+from passes.prune.follow import SeenInputs, followed, last_matrix
 from passes.prune.units import narrowed, units_of
 from passes.record import dataclass
 from passes.walk.edit import BlockInputs, EditedBlock
@@ -77,10 +77,14 @@ class Narrowing:
                 cut(group, None)
         else:
             paused = PausedBatches([inputs.replica], None, readers, True, False, inputs.in_memory)
-            paused.run(inputs.hidden, cut)
-            if self.pass_.compensate and (last := last_matrix(block)) is not None:
+            last = last_matrix(block) if self.pass_.compensate else None
+            if last is None:
+                paused.run(inputs.hidden, cut)
+            else:
+                with (seen := SeenInputs(inputs, last)).noted():
+                    paused.run(inputs.hidden, cut)
                 left = next((units.columns_of(kept) for units, kept, _ in chosen if units.reader == last.name), None)
-                tensors = _following(inputs, last, left, weights[f"{last.name}.weight"])
+                tensors = _following(inputs, last, seen, left, weights[f"{last.name}.weight"])
         return EditedBlock(narrowed(weights, chosen) | tensors, losses)
 
     def _kept(
@@ -109,10 +113,10 @@ class Narrowing:
 
 
 def _following(
-    inputs: BlockInputs, last: Linear, left: torch.Tensor | None, stored: torch.Tensor
+    inputs: BlockInputs, last: Linear, seen: SeenInputs, left: torch.Tensor | None, stored: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """The block's last matrix, `left` of its columns, where it brings the block nearer to the source's, as the `stored` one lies."""
-    weight = followed(inputs, last, left)
+    weight = followed(inputs, last, seen, left)
     if weight is None:
         return {}
     return {f"{last.name}.weight": (weight if left is None else weight[:, left]).to(stored.dtype).cpu()}

@@ -37,7 +37,7 @@ from planner.choice.rule.rule import Loss, Rule
 from planner.choice.space.designs import Design, designs, engines, nothing_to_weigh, numbers_of_cards
 from planner.choice.verdict import Candidate, Verdict, undominated
 from planner.quality.expected import Quality
-from planner.spec.parts.choices import PruneChoice, QuantizeChoice
+from planner.spec.parts.choices import DistillChoice, PruneChoice, QuantizeChoice
 from planner.spec.spec import Spec
 from targets.engines.engine import ENGINE_NAMES, find_engine
 from targets.gpu import Gpu
@@ -160,15 +160,16 @@ def _illegal(verdict: Verdict) -> bool:
 
 
 def _asked_for(spec: Spec, candidate: Candidate) -> bool:
-    """Whether a candidate has something that the spec names: a format or method, a type of the cache, a pruning. An engine alone is weighed
-    with whatever it has.
+    """Whether a candidate has something that the spec names: a format or method, a type of the cache, a pruning, a distillation. An engine
+    alone is weighed with whatever it has.
     """
     choice, caches = spec.passes.quantize, spec.passes.kv_cache
     stages = {pass_.stage for pass_ in candidate.passes}
     rounded = Stage.QUANTIZE in stages or candidate.published is not None
     named = rounded and isinstance(choice, QuantizeChoice) and choice.names_some
     pruned = Stage.PRUNE in stages and isinstance(spec.passes.prune, PruneChoice)
-    return named or pruned or (caches is not None and Stage.KV_CACHE in stages)
+    trained = Stage.DISTILL in stages and isinstance(spec.passes.distill, DistillChoice)
+    return named or pruned or trained or (caches is not None and Stage.KV_CACHE in stages)
 
 
 def search(

@@ -26,13 +26,15 @@ def test_a_figure_stands_beside_its_spread_its_goal_and_what_it_took() -> None:
         Line("told", Figure(57.0), "%"),
     ]
     document = {
+        "model": "gemma3",
         "stage": "prune", "lines": [asdict(line) for line in lines], "seconds": 600.0, "processor_seconds": 1100.0, "reused": False,
-        "cores": 2, "code": "abc1234", "versions": {"torch": "2.11.0"},
+        "threads": 1, "cores": 2, "code": "abc1234", "versions": {"torch": "2.11.0"},
     }  # fmt: skip
     page = results.page([document])
     assert "| left | 0.4 ± 0.03 of the rise | at most 0.5: met |" in page
     assert "| missed | 2 of 5 | at most 1: **missed** |" in page and "| told | 57 % |  |" in page
-    assert "10.0 minutes on 2 cores (1100 s of processor time); commit abc1234, torch 2.11.0." in page
+    assert "## Gemma 3 270M: prune" in page
+    assert "10.0 minutes on 1 thread of 2 cores (1,100 s of processor time); commit abc1234, torch 2.11.0." in page
 
 
 def test_a_spread_is_the_standard_error_over_sequences() -> None:

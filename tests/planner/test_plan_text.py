@@ -124,6 +124,10 @@ def test_illegal_lists_only_what_was_asked_for(documents: dict[str, PlanDocument
     asked_for = TEXTS["demo"] + "\npasses: { kv_cache: [auto], quantize: { formats: [awq-4-g128, w8a8] } }\n"
     named = plan(parse_spec(asked_for.replace("passes: { kv_cache: [auto] }", ""))).document
     assert "Illegal  group size 128 does not divide" in printed(named)
+    alone = asked_for.replace("quantize: { formats: [awq-4-g128, w8a8] }", "distill: { tokens: 1_000_000 }")
+    text = printed(plan(parse_spec(alone.replace("passes: { kv_cache: [auto] }", ""))).document)
+    assert "Illegal  without pruning before it the student is the teacher itself" in text
+    assert "What the spec names cannot be had so" in text and "another card" not in text
 
 
 def _patch(said: str) -> Any:

@@ -20,6 +20,7 @@ from passes.ir import catalog
 from passes.ir.sources import open_model
 from passes.ir.state import FullKV
 from passes.kv_cache import KVCachePass
+from passes.prune.narrow import Narrowing
 from passes.prune.sensitivity import unit_scores
 from passes.prune.units import units_of
 from passes.prune.width import IMPORTANCES, WidthPrune
@@ -28,6 +29,7 @@ from passes.run.execute import execute
 from passes.run.job import Job
 from passes.steps.progress import Progress
 from passes.text.source import TextSource
+from passes.walk.edit import EditingWalk
 from tests.walk.conftest import context, save_family
 
 IDS = torch.randint(3, 250, (8, 24), generator=torch.Generator().manual_seed(1))
@@ -129,6 +131,21 @@ def test_channels_and_groups_that_add_nothing_go_and_nothing_changes(tmp_path: P
     for importance in ("activation", "taylor", "fisher", "hessian"):
         made = pruned(WidthPrune(96, 1, importance), dense, tmp_path / importance)
         assert torch.allclose(logits_of(made), logits_of(dense), atol=1e-4)
+
+
+@pytest.mark.parametrize("kv_heads", [0, 1])
+def test_batches_that_do_not_wait_in_memory_are_followed_the_same(
+    kv_heads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense = dense_of(save_family("llama", tmp_path / "source", torch.float32))
+    pass_, made = WidthPrune(96, kv_heads), []
+    for waiting in (1, 4):
+        monkeypatch.setattr("passes.walk.edit.live_batches", lambda *of, waiting=waiting: waiting)
+        (place := tmp_path / str(waiting)).mkdir()
+        walk = EditingWalk(dense, pass_.rewrite(dense.ir), Narrowing(pass_, dense.ir.decoder), batch_tokens=48)
+        made.append(walk.result("prune width", pass_.text(), context(place, IDS)))
+    weights = [each.weights.read([tensor.name for tensor in each.ir.tensors()]) for each in made]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 def test_compensated_blocks_are_nearer_to_the_source(tmp_path: Path) -> None:

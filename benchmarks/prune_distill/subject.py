@@ -1,0 +1,53 @@
+"""Which models are pruned and distilled, by how much, and on how much text.
+
+Sizes are those that two cores get through in forty minutes. Of the second model, whose vocabulary is five times as large, there is less of
+everything: it is there to show that nothing hangs on the first one's head size, norms, windows and first token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import real_models
+from passes.algorithms.learned.rounding import Tuning
+from passes.distill.distill import Distill
+from passes.prune.width import IMPORTANCES
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and what is done with it.
+
+    `channels`: what stays of each MLP, a fifth less than there are, a multiple of the group of 64 that 4 bits are stored in. `rounds`: of
+    sequences of each kind of text that compensation is fitted to; `chosen_on`: sequences that say what goes; `judged`: of each judging text;
+    `fitted_to`: sequences that 3 bits are fitted to, whose blocks are tuned as `tuning` says. `recovery`, `forecast`: the budget of
+    distillation, each token seen once, and that of each run whose end is forecast after a fifth.
+    """
+
+    name: str
+    title: str
+    file: Callable[[], Path]
+    channels: int
+    importances: tuple[str, ...]
+    rounds: int
+    chosen_on: int
+    judged: int
+    recovery: Distill
+    forecast: Distill
+    fitted_to: int
+    tuning: Tuning
+
+
+SMOLLM2 = Subject(
+    "smollm2", "SmolLM2", real_models.smollm2, 1216, IMPORTANCES, rounds=20, chosen_on=48, judged=16,
+    recovery=Distill(tokens=24_576, length=128, learning_rate=5e-4),
+    forecast=Distill(tokens=6_144, length=128, epochs=2, learning_rate=3e-4), fitted_to=72, tuning=Tuning(49_152),
+)  # fmt: skip
+GEMMA3 = Subject(
+    "gemma3", "Gemma 3 270M", real_models.gemma3, 1600, ("activation", "fisher", "magnitude", "random"), rounds=8, chosen_on=24, judged=8,
+    recovery=Distill(tokens=8_192, length=128, learning_rate=5e-4),
+    forecast=Distill(tokens=4_096, length=128, epochs=2, learning_rate=3e-4), fitted_to=32, tuning=Tuning(16_384),
+)  # fmt: skip
+SUBJECTS = {subject.name: subject for subject in (SMOLLM2, GEMMA3)}

@@ -1,6 +1,6 @@
 """Fits the terms of vLLM's memory that arithmetic does not give and writes `targets/engines/vllm/memory/memory_fit.json`.
 
-    python -m benchmarks.fit_memory
+    python -m benchmarks.fit_memory [--check]       --check: print only, write nothing; how strangers are held with their source left out
 
 Rows: start-ups of `data/vllm_memory_logs.jsonl` that print the term and whose arguments are known (card, version, model).
 Three constants of the activation peak are fitted (soft L1, relative); what a layer and the sampler hold is counted, not fitted. Non-torch and graph memory are medians by version and kind of card. Each source (publication) is left out
@@ -9,6 +9,7 @@ in turn and predicted by the others; the 90 % bands come from these held-out err
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 from collections import Counter
@@ -204,43 +205,83 @@ def by_regime(left: Sequence[Leftover], least: int) -> dict[str, list[tuple[str,
     return {name: values if len({source for source, _ in values}) >= least else every for name, values in own.items()}
 
 
-@lru_cache(maxsize=1)
-def strangers() -> tuple[Leftover, ...]:
-    """What start-ups that nothing is fitted to took beyond what is said of them. Those whose flags are not all published are left out (what
-    an answer counts with, it knows), those of which something is unexplained, and models and machines that have an error of their own. They
-    are asked of the fit that is stored: one whose terms move is made twice.
+@dataclass(frozen=True)
+class Stranger:
+    """A start-up that nothing is fitted to, as it was asked about. `tells`: whether it tells how wide intervals are: not where flags are
+    unpublished (what an answer counts with, it knows) or something is unexplained, nor models and machines that have an error of their own.
     """
-    out: list[Leftover] = []
+
+    contact: first_contact.Contact
+    regime: str
+    tells: bool
+
+    @property
+    def source(self) -> str:
+        """Where it was published."""
+        return str(self.contact.row["source_url"])
+
+    def held(self, stored: Sequence[float], ends: Sequence[float]) -> bool:
+        """Whether its interval would hold it with other ends of what is beside the terms than those that it was asked with."""
+        unit = self.contact.unit_bytes
+        low = self.contact.low * unit - (ends[2] - stored[2])
+        high = self.contact.high * unit + (stored[0] - ends[0])
+        return low <= self.contact.printed * unit <= high
+
+
+@lru_cache(maxsize=1)
+def strangers() -> tuple[Stranger, ...]:
+    """Start-ups of the V1 engine that nothing is fitted to, and what was said of them beside what they took. They are asked of the fit that
+    is stored: one whose terms move is made twice.
+    """
+    out: list[Stranger] = []
     for row in first_contact.load_rows():
         gpu = find_gpu(row["gpu"])
         rules, _ = rules_on_card(row["vllm_version"], gpu)
-        if row["loose"] or row["unexplained"] or not rules.v1 or is_integrated(gpu) or "DeepSeek-V4" in row["command"]:
+        if not rules.v1 or not isinstance(answer := first_contact.ask(row), first_contact.Contact):
             continue
+        own = is_integrated(gpu) or "DeepSeek-V4" in row["command"]
         profile = Profile(1, 1, tp=row["gpus"], pp=1, eager=False, capability=gpu.capability or 0)
-        if isinstance(answer := first_contact.ask(row), first_contact.Contact):
-            out.append((regime(profile, rules), row["source_url"], answer.missing_bytes))
+        out.append(Stranger(answer, regime(profile, rules), not (row["loose"] or row["unexplained"] or own)))
     return tuple(out)
 
 
-def beside(
+def residuals_beside(
     found: Sequence[Question], document: Mapping[str, Any], without: Callable[[str], Mapping[str, Any]]
-) -> dict[str, list[int]]:
-    """For each regime the bytes beside the terms: low, middle, high. The ends are 5th and 95th percentile of what a source took beside what
-    a fit without that source says, `strangers` among them; `without` gives the terms of that fit.
-    """
-    middle = middles(leftovers(found, document))
-    residuals: list[Leftover] = []
+) -> list[Leftover]:
+    """What a source took beside what a fit without that source says, and strangers beside what is said of them."""
+    out: list[Leftover] = []
     for source in dict.fromkeys(question.source for question in found):
         terms = without(source)
         expected = middles(leftovers([question for question in found if question.source != source], terms))
         own = leftovers([question for question in found if question.source == source], terms)
-        residuals += [(name, source, value - expected[name]) for name, _, value in own]
-    residuals += strangers()
+        out += [(name, source, value - expected[name]) for name, _, value in own]
+    return out + [(each.regime, each.source, each.contact.missing_bytes) for each in strangers() if each.tells]
+
+
+def ends_of(residuals: Sequence[Leftover], middle: Mapping[str, float]) -> dict[str, list[int]]:
+    """For each regime the bytes beside the terms: low, middle, high; the ends are 5th and 95th percentile of the residuals."""
     out = {}
     for name, values in by_regime(residuals, least=_FEW).items():
         low, high = weighted_quantiles(values, SHARES)
         floor = FLOOR_BYTES["activation"]
         out[name] = [int(middle[name] + value) for value in (min(-floor, low), 0.0, max(floor, high))]
+    return out
+
+
+def beside(
+    found: Sequence[Question], document: Mapping[str, Any], without: Callable[[str], Mapping[str, Any]]
+) -> dict[str, list[int]]:
+    """For each regime the bytes beside the terms: low, middle, high. `without` gives the terms of a fit without a source."""
+    return ends_of(residuals_beside(found, document, without), middles(leftovers(found, document)))
+
+
+def held_without_source(residuals: Sequence[Leftover], middle: Mapping[str, float]) -> list[tuple[Stranger, bool]]:
+    """Whether each stranger is held where nothing of its source told how wide intervals are."""
+    stored = json.loads(FIT.read_text(encoding="utf-8"))["beside"]
+    out = []
+    for each in strangers():
+        ends = ends_of([value for value in residuals if value[1] != each.source], middle)[each.regime]
+        out.append((each, each.held(stored[each.regime], ends)))
     return out
 
 
@@ -310,6 +351,12 @@ class Fits:
         document["beside"] = beside(found, document, lambda source: self._fitted(omitted | {source}))
         return document
 
+    def strangers_held(self) -> list[tuple[Stranger, bool]]:
+        """Strangers, and whether each is held with its source left out."""
+        document = self._fitted(frozenset())
+        residuals = residuals_beside(self.found, document, lambda source: self._fitted(frozenset({source})))
+        return held_without_source(residuals, middles(leftovers(self.found, document)))
+
     def outside(self) -> list[tuple[Peak, float]]:
         """Peaks, measured / predicted without their source."""
         return self._outside
@@ -324,9 +371,35 @@ class Fits:
         return self._terms[omitted]
 
 
+def print_strangers(held: Sequence[tuple[Stranger, bool]]) -> None:
+    """Print each stranger, and coverage by batch."""
+    for each, holds in held:
+        error = each.contact.error
+        print(
+            f"{each.contact.row['id']:36s} {each.regime:8s} {error:+.1%} {'held' if holds else 'NOT held'}{'' if each.tells else ' (loose)'}"
+        )
+    fresh = [(each, holds) for each, holds in held if not each.contact.row["met_before"]]
+    batches = sorted({each.contact.row["collected"] for each, _ in fresh})
+    for name, chosen in (
+        ("all", held),
+        ("new", fresh),
+        *((f"new, of {batch}", [x for x in fresh if x[0].contact.row["collected"] == batch]) for batch in batches),
+        ("new, fully published", [x for x in fresh if not x[0].contact.row["loose"]]),
+    ):
+        if chosen:
+            print(
+                f"{name}: {len(chosen)} rows, held with their source left out {sum(h for _, h in chosen) / len(chosen):.2f}"
+            )
+
+
 def main() -> None:
     """Fit, hold out, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--check", action="store_true", help="print only, write nothing")
     fits = Fits(questions())
+    if parser.parse_args().check:
+        print_strangers(fits.strangers_held())
+        return
     document = fits.document()
     FIT.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(document, indent=2))

@@ -104,7 +104,11 @@ def _quark_mx(n: int, k: int, g: int) -> tuple[Part, ...]:
 
 def _torchao_int4(n: int, k: int, g: int) -> tuple[Part, ...]:
     scales = (_ceil(k, g), n)
-    return (("_weight_qdata", "I8", (n, k // 2)), ("_weight_scale", "BF16", scales), ("_weight_zero_point", "BF16", scales))
+    return (
+        ("_weight_qdata", "I8", (n, k // 2)),
+        ("_weight_scale", "BF16", scales),
+        ("_weight_zero_point", "BF16", scales),
+    )
 
 
 def _torchao_int8(n: int, k: int, g: int) -> tuple[Part, ...]:
@@ -210,7 +214,10 @@ _LAYOUTS = {
     "torchao-int8": _Layout(_torchao_int8, 0, 8, KernelFamily.W8),
     "torchao-intx": _Layout(_torchao_intx, 32, 8, KernelFamily.W8, grouped=True),
     "torchao-fp8": _Layout(_torchao_fp8, 0, 8, KernelFamily.FP8),
-    **{f"hqq-{bits}": _Layout(_hqq(bits), 64, bits, KernelFamily.W4 if bits < 8 else KernelFamily.W8) for bits in (1, 2, 3, 4, 8)},
+    **{
+        f"hqq-{bits}": _Layout(_hqq(bits), 64, bits, KernelFamily.W4 if bits < 8 else KernelFamily.W8)
+        for bits in (1, 2, 3, 4, 8)
+    },
     **{f"planes{bits}-gptq": _Layout(_gptq_planes(bits), 0, bits, KernelFamily.W8) for bits in (5, 6, 7)},
     "int4-awq-modelopt": _Layout(_int4_awq_modelopt, 128, 4, KernelFamily.W4, grouped=True),
     "gemv-awq": _Layout(_awq_gemv, 128, 4, KernelFamily.W4, grouped=True),

@@ -125,8 +125,10 @@ def test_gemma_4_without_towers_is_that_of_transformers() -> None:
 
 #: Models whose counted weights are those that their makers, or readers of their files, publish (10^9).
 COUNTED = {
-    "Qwen/Qwen3.8-2.4T-A95B": 2446, "arcee-ai/Trinity-Large-Thinking": 398.6, "poolside/Laguna-S-2.1": 117.56, "poolside/Laguna-M.1": 225.8,
-    "google/gemma-4-E2B-it": 5.1, "google/gemma-4-12B-it": 11.96, "nvidia/NVIDIA-Nemotron-3-Nano-4B-BF16": 3.97, "internlm/Intern-S1": 240.7,
+    "Qwen/Qwen3.8-2.4T-A95B": 2446, "arcee-ai/Trinity-Large-Thinking": 398.6, "poolside/Laguna-S-2.1": 117.56,
+    "poolside/Laguna-M.1": 225.8,
+    "google/gemma-4-E2B-it": 5.1, "google/gemma-4-12B-it": 11.96, "nvidia/NVIDIA-Nemotron-3-Nano-4B-BF16": 3.97,
+    "internlm/Intern-S1": 240.7,
 }  # fmt: skip
 
 

@@ -55,7 +55,8 @@ CONFIGS: dict[str, tuple[dict[str, Any], Format | None]] = {
     "torchao": ({"quant_method": "torchao", "quant_type": {"default": _AO}}, Published("torchao-int4", 64)),
     "torchao of old": ({"quant_method": "torchao", "quant_type": "int8_weight_only"}, Published("torchao-int8")),
     "torchao 8da4w": (
-        {"quant_method": "torchao", "quant_type": {"default": _AO_8DA4W}, "modules_to_not_convert": None, "include_input_output_embeddings": False},
+        {"quant_method": "torchao", "quant_type": {"default": _AO_8DA4W}, "modules_to_not_convert": None,
+         "include_input_output_embeddings": False},
         Published("torchao-intx", 64),
     ),
     "hqq of transformers": (
@@ -125,7 +126,10 @@ def test_modules_of_torchao_without_a_config_stay_dense() -> None:
 
 def test_modules_of_torchao_are_named_as_either_config_names_them() -> None:
     modules = {"_default": _AO, "model.layers.0.mlp.up_proj": None, "re:.*layers\\.1.*down_proj": _AO_8DA4W}
-    settings = {"quant_method": "torchao", "quant_type": {"default": {"_type": "FqnToConfig", "_data": {"fqn_to_config": modules}}}}
+    settings = {
+        "quant_method": "torchao",
+        "quant_type": {"default": {"_type": "FqnToConfig", "_data": {"fqn_to_config": modules}}},
+    }
     assert labels(read(settings), Role.UP) == ["fp16", "torchao-int4"]
     assert labels(read(settings), Role.DOWN) == ["torchao-int4", "torchao-intx"]
 

@@ -12,6 +12,7 @@ from targets.engines.features import Features
 from targets.engines.kv_layout import build_layout
 from targets.engines.kv_spec import CacheSettings
 from targets.engines.resident_weights import weights_per_stage
+from targets.engines.vllm.memory.activations import captured_graphs
 from targets.engines.vllm.memory.encoder import encoder_bytes, largest_item
 from targets.engines.vllm.memory.parameters import allocated
 from targets.engines.vllm.rules.versions import rules_for
@@ -93,15 +94,35 @@ def test_the_experts_of_each_rank_take_the_tokens_of_all_replicas() -> None:
 
 
 def test_encoders_that_gather_all_ranks_heads_take_more_until_they_stop() -> None:
-    # Source: vLLM's `models/qwen2_5_vl.py:split_qkv`, in the wheels up to 0.11.0.
+    # Source: vLLM's `models/qwen2_5_vl.py:split_qkv`, in the wheels up to 0.11.0; a block keeps both results of its norm from 0.10.2 on.
     ir = open_model("Qwen/Qwen2.5-VL-72B-Instruct").ir
     item = largest_item(ir, 8192, rules_for("0.11.0")[0])
     assert item is not None
-    gathered, cut = (
-        encoder_bytes(ir, item, rules_for(version)[0], tokens=2048, most=1, tp=4)[1] for version in ("0.11.0", "0.11.1")
+    early, gathered, cut = (
+        encoder_bytes(ir, item, rules_for(version)[0], tokens=2048, most=1, tp=4)[1]
+        for version in ("0.10.1", "0.11.0", "0.11.1")
     )
-    assert gathered == pytest.approx(2 * 1280 * 65536 * (2 + 3 * 2.25))
-    assert cut < gathered / 2
+    assert early == gathered == pytest.approx(2 * 1280 * 65536 * (2 + 3 * 2.25))
+    inner = 3456 * 3 / 4
+    assert cut == pytest.approx(2 * 65536 * (5 * 1280 + inner))
+
+
+@pytest.mark.parametrize(("version", "step", "starts"), [
+    ("0.19.0", 0, True), ("0.20.0", 0, False), ("0.21.0", 0, False), ("0.22.0", 0, True), ("0.32.0", 2048, False), ("0.32.0", 4096, True),
+])  # fmt: skip
+def test_a_video_whose_tokens_see_each_other_needs_a_step_that_holds_it(version: str, step: int, starts: bool) -> None:
+    # Source: `v1/core/encoder_cache_manager.py:compute_mm_encoder_budget` and `is_mm_prefix_lm` in the wheels 0.19.0 to 0.32.0.
+    ir = open_model("cyankiwi/gemma-4-31B-it-AWQ-4bit").ir
+    settings = Settings(version, Parallel(), 0.9, max_num_batched_tokens=step)
+    estimate = find_engine("vllm").memory(ir, find_gpu("A100 80GB"), settings, Workload(8192))
+    reasons = [each for each in estimate.reasons if each.code == "item_larger_than_step"]
+    assert bool(reasons) != starts
+    assert all(each.options == {"max_num_batched_tokens": 2496} for each in reasons)
+
+
+def test_early_v1_captures_graphs_of_all_sizes_however_few_sequences() -> None:
+    # Source: `vllm/config.py:_set_cudagraph_sizes` in the wheels 0.8.3, 0.9.2 and 0.10.2.
+    assert [captured_graphs(4, 80, rules_for(version)[0]) for version in ("0.9.2", "0.10.2")] == [70, 7]
 
 
 def test_a_video_of_qwen3_counts_its_frames_times_until_they_stop() -> None:

@@ -13,6 +13,7 @@ from passes.formats.dense import Dense
 from passes.formats.format import Format
 from passes.formats.fp4 import Nvfp4
 from passes.formats.gptq import Gptq
+from passes.formats.opaque import OpaqueFormat
 from passes.formats.published import Published
 from passes.ir.model import Block, Linear, ModelIR
 from passes.ir.quant_config.read import quantized
@@ -247,6 +248,26 @@ def test_parts_of_a_fused_matrix_agree() -> None:
     )
     [reason] = reasons(mixed, "RTX 4090")
     assert reason.code == "fused_parts_disagree" and "v_proj" in reason.message
+
+
+@pytest.mark.parametrize(("grouped", "disagree"), [(64, False), (32, True)])
+def test_settings_stored_as_tensors_are_no_other_way_of_storing(grouped: int, disagree: bool) -> None:
+    # HQQ's own `state_dict` keeps bits, group and shape beside each matrix, which are a larger share of small matrices.
+    def stored(lin: Linear) -> Linear:
+        size = lin.out_features * lin.in_features
+        groups = size // (grouped if lin.name.endswith("v_proj") else 64)
+        parts = (
+            ("W_q", "U8", (size // 2,)),
+            ("scale", "F16", (groups,)),
+            ("nbits", "I32", (1,)),
+            ("shape", "I64", (2,)),
+        )
+        return replace(lin, storage=OpaqueFormat("hqq", lin.out_features, lin.in_features, parts))
+
+    ir = open_model(SMALL).ir
+    made = ir.with_decoder(ir.decoder.map_blocks(lambda block: block.map_linears(stored)))
+    codes = {reason.code for reason in Vllm().illegal(made, find_gpu("RTX 4090"), Settings(version="0.14.0"))}
+    assert ("fused_parts_disagree" in codes) == disagree
 
 
 def test_gated_delta_nets_multiplied_all_inputs_at_once() -> None:

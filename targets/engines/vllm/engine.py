@@ -33,11 +33,13 @@ from targets.engines.vllm.memory.cache import BLOCK, caches_prefixes, element_by
 from targets.engines.vllm.memory.features import served, weights_of_stages
 from targets.engines.vllm.memory.ranks import (
     cold_note,
+    item_reasons,
     override_reasons,
     profile_of,
     state_reasons,
     step_reasons,
     tightest_rank,
+    with_whole_items,
 )
 from targets.engines.vllm.rules.architectures import architecture_note, architecture_reasons, stage_reasons
 from targets.engines.vllm.rules.checkpoint_cache import as_cached, cache_note
@@ -189,8 +191,9 @@ class Vllm(Engine):
         """Estimate the tightest rank's budget, terms and cache."""
         rules, note = rules_as_set(settings, gpu)
         stored, ir = ir, served(as_cached(resident_model(computed(ir, gpu, settings, rules)), rules), settings.features)
-        estimate = tightest_rank(ir, gpu, settings, workload, rules)
-        memory, layout = estimate
+        too_large = item_reasons(ir, gpu, settings, workload, rules)
+        settings = with_whole_items(ir, gpu, settings, workload, rules)
+        memory, layout = tightest_rank(ir, gpu, settings, workload, rules)
         dtype = computed_dtype(stored, gpu, settings.dtype, rules)
         said = (
             note, gpu.note, dtype_note(stored, gpu, settings.dtype, rules), *stored_notes(stored, rules),
@@ -199,6 +202,7 @@ class Vllm(Engine):
         notes = tuple(n for n in said if n)
         profile = profile_of(gpu, settings, workload, rules)
         reasons = (
+            *too_large,
             *state_reasons(ir, memory, layout, profile, rules),
             *step_reasons(ir, layout, profile, rules),
             *override_reasons(memory, layout, settings),

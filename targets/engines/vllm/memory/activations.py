@@ -359,11 +359,12 @@ def captured_graphs(sequences: int, capability: int, rules: Rules, largest: int 
     version has as the most on data-centre Blackwell (`config/vllm.py:_set_cudagraph_sizes`). `largest`: the most that is asked for.
     """
     most = largest or (rules.graph_ceiling if capability // 10 == _BLACKWELL else _LARGEST_GRAPH)
-    return _graphs_of_sizes(sequences, most, rules.graph_stride)
+    mixed = min(2 * sequences, most) if rules.graphs_by_sequences or largest else most
+    return _graphs_of_sizes(sequences, mixed, rules.graph_stride)
 
 
 @lru_cache(maxsize=1 << 8)
 def _graphs_of_sizes(sequences: int, most: int, stride: int) -> int:
     sizes = [1, 2, 4, *range(8, 256, 8), *range(256, most + 1, stride)]
-    mixed = [size for size in sizes if size <= min(2 * sequences, most)]
+    mixed = [size for size in sizes if size <= most]
     return len(mixed) + len([size for size in sizes if size <= sequences])

@@ -18,9 +18,8 @@ from targets.engines.vllm.rules.versions import ALWAYS, Rules, Version, at_versi
 #: Tokens of Qwen's largest image (16,384 × 28² or 32² pixels), frames pairs of a video (`_MAX_FRAMES_PER_VIDEO` 14), patches a token.
 _QWEN_TOKENS, _QWEN_PAIRS, _QWEN_MERGED = 16384, 7, 4
 #: Qwen3-VL's video, which its frames share (24,576 × 32² pixels, two frames a token), and what a token of it counts with its frame's time
-#: written out (`qwen3_vl.py:get_max_video_tokens` up to 0.12.0, no more in 0.13.0): outputs are kept at that size.
+#: written out (`rules.counts_times`): outputs are kept at that size.
 _QWEN3_VIDEO, _WITH_TIMES = 12288, 12.5
-_TIMES_UNTIL: Version = (0, 13, 0)
 #: Gemma 4's video: frames, its tokens a frame with and without marks, patches pooled to a token (`gemma4_mm.py`).
 _FRAMES, _FRAME_TOKENS, _FRAME_SOFT_TOKENS, _POOLED = 32, 78, 70, 9
 #: Of a picture's side: more is no picture.
@@ -41,7 +40,7 @@ def largest_item(ir: ModelIR, context: int, rules: Rules, *, pictures: bool = Fa
     family, config = _FAMILIES.get(ir.model_type), Config(ir.config, ir.name)
     if family is None or not config.has("vision_config") or _vision_block(ir) is None:
         return None
-    if ir.model_type in _WRITES_TIMES and rules.version < _TIMES_UNTIL and not pictures:
+    if ir.model_type in _WRITES_TIMES and rules.counts_times and not pictures:
         return Item(int(_QWEN3_VIDEO * _WITH_TIMES), _QWEN3_VIDEO * _QWEN_MERGED)
     rule = _PICTURES.get(ir.model_type, family) if pictures else family
     return rule(config, config.inside("vision_config"), context)
@@ -98,6 +97,16 @@ def sees_videos(ir: ModelIR) -> bool:
     return ir.model_type in _SEES_VIDEOS
 
 
+def whole_item(ir: ModelIR, context: int, rules: Rules) -> int:
+    """Return the tokens of the largest picture or video where a step must hold all of it; 0 where it may be cut."""
+    config = Config(ir.config, ir.name)
+    text = config.inside("text_config", config.values)
+    if not rules.whole_items or ir.model_type != "gemma4" or text.get("use_bidirectional_attention") != "vision":
+        return 0
+    item = largest_item(ir, context, rules)
+    return item.tokens if item is not None else 0
+
+
 def _vision_block(ir: ModelIR) -> Block | None:
     return next((stack.counts[0][0] for stack in ir.stacks if stack.name == "vision"), None)
 
@@ -115,15 +124,24 @@ def gathers_heads(model_type: str, rules: Rules) -> bool:
     return bool(at_version(_GATHERED.get(model_type, ()), rules.version))
 
 
+#: Families whose blocks keep what the attention put out, and both results of the norm behind it, through the feed-forward
+#: (`residual=x_attn` in `models/qwen2_5_vl.py`): how many of the encoder's width that is with its input and output.
+_KEEPS_RESIDUALS = {"qwen2_5_vl": 5}
+
+
+def _widths(model_type: str, rules: Rules) -> int:
+    return _KEEPS_RESIDUALS.get(model_type, 2) if rules.keeps_residuals else 2
+
+
 @lru_cache(maxsize=1 << 10)
-def _patch_elements(block: Block, tp: int, gathers: bool) -> float:
-    """Elements a patch that a layer of the encoder holds at once: two of its width, and the feed-forward's outputs with their product, or a
-    rank's queries, keys and values, those of all ranks and these in the order of heads.
+def _patch_elements(block: Block, tp: int, gathers: bool, widths: int) -> float:
+    """Elements a patch that a layer of the encoder holds: so many of its width beside the feed-forward's outputs with their product,
+    or two beside a rank's queries, keys and values, those of all ranks and these in the order of heads.
     """
     inner = [lin.out_features for lin in block.linears if lin.role in _MLP]
     width = max(lin.in_features for lin in block.linears if lin.role in _MLP)
     attention = 3 * width * (1 / tp + 2) if gathers and tp > 1 else 0.0
-    return 2 * width + max((sum(inner) + max(inner)) / tp, attention)
+    return max(widths * width + (sum(inner) + max(inner)) / tp, 2 * width + attention)
 
 
 def encoder_bytes(ir: ModelIR, item: Item, rules: Rules, *, tokens: int, most: int, tp: int) -> tuple[float, float]:
@@ -133,7 +151,8 @@ def encoder_bytes(ir: ModelIR, item: Item, rules: Rules, *, tokens: int, most: i
     items = max(1, min(max(tokens, item.tokens) // item.tokens, most))
     deep = len(Config(ir.config, ir.name).inside("vision_config").items("deepstack_visual_indexes", default=()))
     outputs = items * item.tokens * ir.hidden_size * (1 + deep) * 2
-    return outputs, items * item.patches * _patch_elements(block, tp, gathers_heads(ir.model_type, rules)) * 2
+    elements = _patch_elements(block, tp, gathers_heads(ir.model_type, rules), _widths(ir.model_type, rules))
+    return outputs, items * item.patches * elements * 2
 
 
 def encodes(ir: ModelIR) -> bool:

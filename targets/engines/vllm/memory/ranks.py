@@ -15,6 +15,7 @@ from targets.engines.kv_layout import Layout, build_layout
 from targets.engines.vllm.defaults import batched_tokens, default_sequences
 from targets.engines.vllm.memory import activations
 from targets.engines.vllm.memory.cache import cache_settings, stage_states
+from targets.engines.vllm.memory.encoder import whole_item
 from targets.engines.vllm.memory.features import draft_states, weights_of_stages, with_state_types, without_encoders
 from targets.engines.vllm.rules.runner import has_states, subtracts_graphs
 from targets.engines.vllm.rules.versions import Rules
@@ -48,6 +49,20 @@ def profile_of(gpu: Gpu, settings: Settings, workload: Workload, rules: Rules) -
         largest_graph=settings.features.largest_graph,
         pictures=settings.features.pictures or workload.pictures,
         drafts=settings.features.drafting is not None,
+    )
+
+
+def with_whole_items(ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, rules: Rules) -> Settings:
+    """Return the settings with the least step that holds the largest picture or video, where none is set and a smaller one does not start:
+    versions that do not raise it themselves are refused (`item_reasons`), and told what they would have with it.
+    """
+    if settings.max_num_batched_tokens or not settings.features.profiles_media:
+        return settings
+    item = whole_item(ir, workload.context, rules)
+    return (
+        replace(settings, max_num_batched_tokens=item)
+        if item > batched_tokens(settings, gpu, workload, rules)
+        else settings
     )
 
 
@@ -150,6 +165,21 @@ def step_reasons(ir: ModelIR, layout: Layout, profile: activations.Profile, rule
     )
     step = {"max_num_batched_tokens": block}
     return (Reason("block_larger_than_step", message, f"max_num_batched_tokens {block}", step, options=step),)
+
+
+def item_reasons(ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, rules: Rules) -> tuple[Reason, ...]:
+    """Say that a step must hold the largest picture or video whole (`v1/core/encoder_cache_manager.py:compute_mm_encoder_budget`)."""
+    item = whole_item(ir, workload.context, rules) if settings.features.profiles_media else 0
+    step = batched_tokens(settings, gpu, workload, rules)
+    pictures = settings.features.pictures or workload.pictures
+    if item <= step or pictures or (rules.raises_steps and not settings.max_num_batched_tokens):
+        return ()
+    message = (
+        f"a video takes {item:,} tokens, which see each other and cannot be cut, and a step of vLLM {rules.said} holds {step:,} here "
+        "(max_num_batched_tokens): it stops before it serves"
+    )
+    whole = {"max_num_batched_tokens": item}
+    return (Reason("item_larger_than_step", message, f"max_num_batched_tokens {item}", whole, options=whole),)
 
 
 def override_reasons(memory: Memory, layout: Layout, settings: Settings) -> tuple[Reason, ...]:

@@ -57,6 +57,9 @@ class Rules:
     extra of the wheel, is not installed (V1 to 0.11.0; from 0.11.1 it must be asked for). `sampler_v2_bytes`: of a row and entry of the
     vocabulary in V2's (`gpu/sample/sampler.py`: 6 in 0.22, 2 in 0.26, 14 in 0.33). `encoder_v2`: V2 profiles encoders (0.27).
     `expert_chunk`: tokens that the fused experts' kernel takes at once, 0 = all (`VLLM_FUSED_MOE_CHUNK_SIZE`, gone in 0.18).
+    `counts_times`: Qwen3-VL's video counts its frames' times, written out (`models/qwen3_vl.py:get_max_video_tokens` up to 0.12).
+    `keeps_residuals`: blocks of Qwen2.5-VL's encoder add with the norm (`models/qwen2_5_vl.py`; not in 0.9.2, in 0.10.2).
+    `graphs_by_sequences`: no batch larger than twice max_num_seqs is captured (V1 in 0.9.2 captures all to 512, 0.10.2 does not).
     `graph_stride`: between sizes of captured graphs from 256 on, `graph_ceiling`: the largest on compute capability 10
     (`config/vllm.py:_set_cudagraph_sizes`).
     `huge_cards`: cards of 160 GiB and more batch 16,384 tokens (`engine/arg_utils.py:get_batch_defaults`, 0.28); `large_names`: what
@@ -64,6 +67,10 @@ class Rules:
     (A100; GB10, by name from 0.33, before because NVML does not tell its memory, which counts as none). The source has A100 among the
     large ones in 0.8.5, and 1,024 sequences on every card to 0.8.3: recipes of that time start on cards where these would not, so they
     are not followed.
+
+    `whole_items`: Gemma 4's pictures and videos must each fit one step where they see all of themselves (`is_mm_prefix_lm` in
+    `transformers_utils/model_arch_config_convertor.py`, 0.20; `v1/core/encoder_cache_manager.py` refuses others), `raises_steps`: a default
+    step is made as large (`engine/arg_utils.py:_get_min_mm_batched_tokens`, 0.22).
 
     Cache. `hybrid_groups`, `chunked_groups`: sliding (0.9.1) and chunked layers (0.14) get KV groups of their own; before, they took as
     much as full ones. `group_slack`: the largest layer bucket is padded instead of split below this ratio (1.25 in 0.12, 1.5 in 0.18).
@@ -106,9 +113,14 @@ class Rules:
     sampler_v2_bytes: int = 6
     encoder_v2: bool = False
     expert_chunk: int = 0
+    counts_times: bool = False
+    keeps_residuals: bool = True
+    graphs_by_sequences: bool = True
     graph_stride: int = 16
     graph_ceiling: int = 512
     huge_cards: bool = False
+    whole_items: bool = False
+    raises_steps: bool = False
     large_names: tuple[str, ...] = ()
     small_names: tuple[str, ...] = ()
     hybrid_groups: bool = True
@@ -164,22 +176,24 @@ def at_version(history: tuple[tuple[Version, Fact], ...], version: Version) -> F
 _HISTORY: tuple[tuple[Version, dict[str, object]], ...] = (
     ((0, 0, 0), {"v1": False, "hybrid_groups": False, "chunked_groups": False, "tokens_from_concurrency": False, "mla": False,
                  "utilization": 0.90, "group_slack": 1.0, "expert_padding": MARLIN_PADDING, "sampler_fp32_sort": True,
-                 "expert_chunk": 32768, "graph_stride": 8, "one_mixer_input": True}),
+                 "expert_chunk": 32768, "graph_stride": 8, "one_mixer_input": True, "counts_times": True, "keeps_residuals": False}),
     ((0, 7, 1), {"mla": True, "mla_alignment": 640}),
-    ((0, 8, 0), {"v1": True, "mla_alignment": 0, "large_names": ("h100", "h200"), "sorts_without_package": True}),
+    ((0, 8, 0), {"v1": True, "mla_alignment": 0, "large_names": ("h100", "h200"), "sorts_without_package": True,
+                 "graphs_by_sequences": False}),
     ((0, 8, 5), {"large_names": (), "small_names": ("a100", "gb10")}),
     ((0, 9, 1), {"hybrid_groups": True, "names_dtypes": True, "no_float16": ("gemma2", "gemma3", "glm4")}),
-    ((0, 10, 2), {"no_float16": ("gemma2", "gemma3", "gemma3_text", "glm4")}),
+    ((0, 10, 2), {"no_float16": ("gemma2", "gemma3", "gemma3_text", "glm4"), "keeps_residuals": True, "graphs_by_sequences": True}),
     ((0, 11, 0), {"one_mixer_input": False}),
     ((0, 11, 1), {"sorts_without_package": False, "graph_stride": 16}),
     ((0, 12, 0), {"group_slack": 1.25, "expert_chunk": 16384}),
+    ((0, 13, 0), {"counts_times": False}),
     ((0, 14, 0), {"chunked_groups": True, "async_scheduling": True}),
     ((0, 17, 0), {"sampler_fp32_sort": False, "steps_hold_blocks": True}),
     ((0, 18, 0), {"group_slack": 1.5, "expert_chunk": 0}),
     ((0, 19, 0), {"reserves_prompt": True, "blackwell_padding": (256, 256)}),
-    ((0, 20, 0), {"utilization": 0.92, "graphs_v1": True, "states_for_graphs": True}),
+    ((0, 20, 0), {"utilization": 0.92, "graphs_v1": True, "states_for_graphs": True, "whole_items": True}),
     ((0, 20, 1), {"tokens_from_concurrency": True}),
-    ((0, 22, 0), {"v2_runner": "qwen3"}),
+    ((0, 22, 0), {"v2_runner": "qwen3", "raises_steps": True}),
     ((0, 23, 0), {"v2_runner": "three"}),
     ((0, 24, 0), {"v2_runner": "named", "expert_padding": TRITON_PADDING, "dense_padding": 128}),
     ((0, 25, 0), {"v2_runner": "dense"}),

@@ -25,7 +25,8 @@ def show(value: float, unit: str, more: int = 0) -> str:
     if unit == "odds":
         return _odds(value, more)
     if unit == "ms":
-        return f"{value / 1000:.{2 + more}f} s" if value >= 1000 else f"{value:.{more}f} ms"
+        places = more if value >= 9.95 else 1 + more
+        return f"{value / 1000:.{2 + more}f} s" if value >= 1000 else f"{value:.{places}f} ms"
     if unit == "h":
         return _duration(3600 * value, more)
     if unit == "B":

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from passes import chain
 from passes.errors import InputError
@@ -27,7 +28,7 @@ from planner.plan.codec import from_json, to_json
 from planner.plan.document import PlanDocument
 from planner.plan.launch import launch, of_result, target_files
 from planner.plan.make import Plan, plan
-from planner.spec.parse import load_spec, parse_spec
+from planner.spec.parse import as_spec, load_spec, parse_spec
 from targets.engines.engine import find_engine
 from targets.launch.write import write_launch
 from tests.walk.conftest import save_tiny_llama
@@ -301,7 +302,7 @@ def test_a_launch_target_is_named_in_a_spec_and_writes_from_the_deployment_of_an
     [file] = target_files(server, document.spec.launch)
     assert file.path.endswith("rows.txt") and file.text == f"{server.name} on port {server.launch.port}\n"
     with pytest.raises(InputError, match="rows-hots") as error:
-        parse_spec(_SPEC + "launch: [rows-hots]\n")
+        as_spec(yaml.safe_load(_SPEC + "launch: [rows-hots]\n"))
     assert "rows-host" in str(error.value)
 
 

@@ -33,6 +33,13 @@ SPOKEN: Mapping[str, str] = {
     "4bit": "w4a16-g128", "4-bit": "w4a16-g128", "int4": "w4a16-g128", "8bit": "w8a16-channel", "8-bit": "w8a16-channel",
     "awq": "awq-4-g128", "gptq": "gptq-4-g128",
 }  # fmt: skip
+#: What people type that names several, or by another word.
+_MEANT: Mapping[str, tuple[str, ...]] = {
+    "int8": ("w8a16-channel", "w8a8"), "fp4": ("nvfp4", "mxfp4"), "bnb": ("nf4", "int8-bnb"), "bnb-4bit": ("nf4",),
+    "marlin": ("gptq-4-g128",),
+}  # fmt: skip
+#: Types of GGUF files, which are read here and made by llama.cpp alone.
+_GGUF = re.compile(r"gguf|i?q\d_(k_)?\w+")
 #: Bits of the head unless the name says otherwise (`-h8`): the default of the converters.
 _HEAD_BITS = 6
 
@@ -88,10 +95,16 @@ def pass_named(name: str) -> Pass | None:
             f"{name!r}: {folded.split('-')[0]} takes the bits a weight",
             remedy=f"for example {', '.join(of_any_width)}",
         )
+    if _GGUF.fullmatch(folded):
+        raise InputError(
+            f"{name!r} is of GGUF files, which tightfit reads and does not make",
+            remedy="name such a file as the model (`model: ./model.Q4_K_M.gguf`), or a format of about so many bits: w4a16-g128, exl2-4.65",
+        )
     known = tuple(dict.fromkeys((*examples(), *(example for form in formats() for example in form.examples))))
     raise unknown_name(
         "weight format", name, known,
         remedy=f"known formats, of which bits and group sizes (-g32, -g64, -g128, -channel) may be others: {', '.join(known)}",
+        meant=_MEANT,
     )  # fmt: skip
 
 

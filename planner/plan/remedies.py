@@ -7,20 +7,22 @@ at which it would be met.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from passes import chain
-from passes.base import Stage
+from passes.base import Pass, Stage
 from passes.errors import InputError, NotModelledError, Reason, ReasonKind
 from passes.ir.model import ModelIR
+from passes.quantize.format_names import pass_named
 from planner.choice.demand import target_gpu
 from planner.choice.goals import Goal
 from planner.choice.judging.judge import judged
 from planner.choice.judging.simulated import served
 from planner.choice.verdict import MEAN, Candidate, GoalResult, Verdict
 from planner.plan.stated import StatedReason, stated
-from planner.spec.parts.choices import PruneChoice
+from planner.spec.parts.choices import PruneChoice, QuantizeChoice
 from planner.spec.patch import Patch, Path, at, patched, written
 from planner.spec.spec import Spec
 from targets.engines.accounting import BEYOND_MODEL
@@ -35,6 +37,9 @@ _LOOSE = 2.0
 _LESS = (1.0, 0.9, 0.8, 0.65, 0.5)
 #: Where the width that MLPs are cut to stands in the spec.
 _WIDTH: Path = ("passes", "prune", "intermediate")
+#: Where formats stand in the spec, and the groups in the name of one.
+_FORMATS: Path = ("passes", "quantize", "formats")
+_GROUPS = re.compile(r"-g\d+(?=-|$)")
 #: Where a goal stands in the spec, a unit of its there in that of its figures, and how it is written.
 _GOALS: Mapping[Goal, tuple[Path, float, str]] = {
     Goal.TTFT: (("goals", "ttft"), 1.0, " ms"), Goal.TPOT: (("goals", "tpot"), 1.0, " ms"),
@@ -89,10 +94,22 @@ def _under(patch: Patch, candidate: Candidate) -> Candidate:
             for step in chain.to_json(candidate.passes)
         )
         return replace(candidate, passes=chain.from_json(tuple(steps)))
+    if (formats := patch.get("passes", {}).get("quantize", {}).get("formats")) is not None:
+        groups = {pass_.weights_name: pass_ for pass_ in map(pass_named, formats) if pass_ is not None}
+        return replace(candidate, passes=tuple(_regrouped(pass_, groups) for pass_ in candidate.passes))
     if (engine := patch.get("engine")) is None:
         return candidate
     passes = tuple(pass_ for pass_ in candidate.passes if pass_.stage is not Stage.KV_CACHE)
     return replace(candidate, engine=engine, passes=passes)
+
+
+def _regrouped(pass_: Pass, named: Mapping[str | None, Pass]) -> Pass:
+    """The pass of the same name but for its groups, where there is one."""
+    return next((other for name, other in named.items() if _ungrouped(name) == _ungrouped(pass_.weights_name)), pass_)
+
+
+def _ungrouped(name: str | None) -> str | None:
+    return name and _GROUPS.sub("", name)
 
 
 def _tries(spec: Spec, ir: ModelIR, verdict: Verdict, reason: Reason) -> Iterator[Patch]:
@@ -106,6 +123,7 @@ def _tries(spec: Spec, ir: ModelIR, verdict: Verdict, reason: Reason) -> Iterato
         yield from (at(("target", "gpu"), name) for name in _larger_cards(spec, verdict))
     if reason.kind is ReasonKind.ILLEGAL:
         yield from (at(_WIDTH, width) for width in _widths(spec, reason))
+        yield from (at(_FORMATS, names) for names in _groups(spec, reason))
         others = (name for name in ENGINE_NAMES if find_engine(name).weighed_on(target_gpu(spec)))
         yield from (at(("engine",), name) for name in others if name != verdict.candidate.engine)
 
@@ -117,6 +135,15 @@ def _widths(spec: Spec, reason: Reason) -> tuple[int, ...]:
         return ()
     below = prune.intermediate // group * group
     return tuple(sorted(filter(None, (below, below + group)), key=lambda width: abs(width - prune.intermediate)))
+
+
+def _groups(spec: Spec, reason: Reason) -> Iterator[list[str]]:
+    """The formats that a spec names in groups that divide, the coarsest first; none where no group is what is wrong."""
+    quantize = spec.passes.quantize
+    if isinstance(quantize, QuantizeChoice) and quantize.formats is not None:
+        named = [(pass_ and pass_.weights_name) or name for name in quantize.formats for pass_ in (pass_named(name),)]
+        for size in reversed(reason.data.get("legal", ())):
+            yield [_GROUPS.sub(f"-g{size}", name) for name in named]
 
 
 def _near(result: GoalResult) -> bool:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 from passes.record import dataclass
-from planner.figures import show
+from planner.figures import all_apart
 
 #: Marks of an axis, about.
 _TICKS = 5
@@ -44,7 +44,9 @@ class Axis:
     @property
     def ticks(self) -> tuple[Tick, ...]:
         """Return round figures along it."""
-        return tuple(Tick(self.at(value), show(value, self.unit) if value else "0") for value in self._round())
+        values = self._round()
+        said = all_apart(values, self.unit)
+        return tuple(Tick(self.at(value), text if value else "0") for value, text in zip(values, said, strict=True))
 
     def _round(self) -> list[float]:
         if self.logarithmic:

@@ -32,7 +32,7 @@ def _what(plan: PlanDocument, chosen: ChosenPlan) -> str:
 
 
 def _why(plan: PlanDocument, chosen: ChosenPlan) -> str:
-    out_of = f"It was chosen out of {plan.searched:,} candidates"
+    out_of = f"It was chosen out of {plan.searched:,} candidates" if plan.searched > 1 else "It is the only candidate"
     return f"{out_of}: {chosen.why}." if chosen.why else f"{out_of}."
 
 
@@ -71,9 +71,8 @@ def _goals(goals: tuple[PlannedGoal, ...], confidence: float) -> Iterator[str]:
 
 
 def _nothing(plan: PlanDocument) -> tuple[str, ...]:
-    said = [
-        f"Nothing among {plan.searched:,} candidates serves {plan.model} on {_cards(plan, plan.lock.gpu.count)} as asked."
-    ]
+    out_of = f"{plan.searched:,} candidate{'s' if plan.searched != 1 else ''}"
+    said = [f"Nothing among {out_of} serves {plan.model} on {_cards(plan, plan.lock.gpu.count)} as asked."]
     if plan.rejected:
         nearest = plan.rejected[0]
         said.append(f"Nearest is {nearest.candidate}: {'; '.join(reason.message for reason in nearest.reasons)}.")

@@ -184,7 +184,7 @@ def ask_all(given: Answers, ask: Callable[[Question], str], say: Callable[[str],
         try:
             question.check(said)
         except InputError as error:
-            say(str(error))
+            say("\n  ".join(filter(None, (error.message, error.remedy))))
             continue
         answers = answers.with_answer(question.field, said)
         gone.append(question.field)

@@ -224,7 +224,7 @@ def explained(
     """Return all of a validation's errors as one message, each with its place, the most helpful first. `part`: of the spec, which `value`
     was to become.
     """
-    problems = sorted(_closest(error.errors()), key=lambda e: _rank(e["type"]))
+    problems = sorted(_closest(error.errors(), value), key=lambda e: _rank(e["type"]))
     told: dict[tuple[Any, ...], InputError] = {}
     for problem in problems:  # of the branches of a union that fail at one place, the most helpful is told
         told.setdefault(_place(problem, value), _problem(problem, node, value, name, part))
@@ -302,11 +302,13 @@ def _problem(
     return InputError(f"{where}{message}{found}", remedy=remedy, location=location)
 
 
-def _closest(problems: Sequence[Any]) -> list[Any]:
+def _closest(problems: Sequence[Any], value: Mapping[str, Any]) -> list[Any]:
     """Without the branches of a union that the value is not even the kind of, where another branch says more."""
 
     def beaten(problem: Any) -> bool:
         stem, kind = problem["loc"][:-1], problem["type"]
+        if not problem["loc"] or not _is_branch(problem["loc"][-1], value, problem["loc"]):
+            return False
         beside = [other for other in problems if other is not problem and other["loc"][: len(stem)] == stem]
         if isinstance(problem["input"], Mapping) and "function-before" in str(problem["loc"][-1:]):
             return bool(beside)  # text with a unit, where a part of a spec is allowed too

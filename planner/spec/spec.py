@@ -13,11 +13,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from passes.errors import InputError
 from planner.spec.parts.choices import PassesChoice
 from planner.spec.parts.goals import Goals
 from planner.spec.parts.target import EngineChoice, Target
-from planner.spec.parts.values import Count, Strict
+from planner.spec.parts.values import Count, OrOne, Strict
 from planner.spec.parts.workload import WorkloadSpec
 from targets.engines.engine import find_engine
 
@@ -61,13 +60,18 @@ class Spec(Strict):
     """The text that quantization and pruning are calibrated on."""
     evaluation: TextChoice = TextChoice(dataset="python-reference", samples=32, length=512)
     """The text that the result is judged on; it must be another one."""
-    launch: tuple[str, ...] = ()
+    launch: Annotated[tuple[str, ...], OrOne()] = ()
     """Launch targets whose files `apply` writes beside the engine's own: `compose`, `kubernetes`, … (`optimize launch --list`)."""
 
     def names(self) -> Iterator[tuple[str, Callable[[], object]]]:
-        """Give the engine, where it is named by itself."""
+        """Give the engine, where it is named by itself, and the launch targets."""
         if isinstance(self.engine, str) and self.engine != "auto":
             yield "engine", partial(find_engine, self.engine)
+        if self.launch:
+            from targets.launch.target import find_launch_target  # nothing is loaded where none is named
+
+            for name in self.launch:
+                yield "launch", partial(find_launch_target, name)
 
     @field_validator("engine", mode="before")
     @classmethod
@@ -79,20 +83,6 @@ class Spec(Strict):
             else None
         )
         return {"name": said[1], "version": said[2]} if said else engine
-
-    @field_validator("launch")
-    @classmethod
-    def _known_targets(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Each is one that is known; nothing is loaded where none is named."""
-        if names:
-            from targets.launch.target import find_launch_target
-
-            for name in names:
-                try:
-                    find_launch_target(name)
-                except InputError as error:
-                    raise ValueError(error.message) from error
-        return names
 
     @model_validator(mode="after")
     def _clients_left_open(self) -> Spec:

@@ -12,7 +12,7 @@ from passes.algorithms.damping import DAMPING
 from passes.base import NATIVE
 from passes.chain import BACKENDS, find_backend
 from passes.formats import kv_dtypes
-from passes.quantize.format_names import methods
+from passes.quantize.format_names import methods, pass_named
 from planner.spec.parts.values import Count, OrOne, Share, Strict, also
 
 if TYPE_CHECKING:
@@ -48,7 +48,9 @@ class QuantizeChoice(Strict):
         return not self.names_some if self.dense is None else self.dense
 
     def names(self) -> Iterator[tuple[str, Callable[[], object]]]:
-        """Give the outside tool, where one is named."""
+        """Give the formats, and the outside tool, where they are named."""
+        for name in self.formats or ():
+            yield "formats", partial(pass_named, name)
         if self.backend != NATIVE:
             yield "backend", partial(find_backend, self.backend)
 

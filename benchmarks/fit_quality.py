@@ -213,7 +213,7 @@ def _taught(cause: Cause, train: Sequence[Row]) -> bool:
 
 
 def spreads(residuals: Sequence[Residual]) -> dict[str, dict[str, float]]:
-    """Half widths of the 90 % interval in ln by kind of loss, and factors on them by tier, by family and by size.
+    """Half widths of the 90 % interval in ln by kind of loss, and factors on them by tier and by family.
 
     Each is what nine in ten held-out rows need, shrunk towards what all kinds need by five rows' worth (a factor towards 1).
     """
@@ -223,7 +223,6 @@ def spreads(residuals: Sequence[Residual]) -> dict[str, dict[str, float]]:
         "kind": lambda r: kind(r.row.cause),
         "tier": lambda r: r.tier,
         "family": lambda r: r.row.traits.family,
-        "size": lambda r: quality_law.size_band(r.row.traits),
     }
     found = {name: dict.fromkeys(sorted({key(r) for r in needed}), 1.0) for name, key in told.items()}
     found["tier"] = dict.fromkeys(TIERS, 1.0)

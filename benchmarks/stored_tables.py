@@ -59,7 +59,6 @@ def quality_widths(stored: Mapping[str, Any]) -> str:
     kinds = sorted(widths["kind"].items(), key=lambda entry: entry[1])
     factors = (
         *((said, widths["tier"][tier]) for tier, said in _TIERS_SAY.items()),
-        *((name, widths["size"][name]) for name in sorted(widths["size"], key=lambda band: float(band.split("–")[0]))),
         *sorted(widths["family"].items()),
     )
     return "\n\n".join(

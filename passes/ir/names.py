@@ -189,6 +189,12 @@ def published_of(model: str) -> tuple[Published, ...]:
     )
 
 
+@lru_cache(maxsize=256)
+def recalled(made: Published) -> bool:
+    """Tell whether the catalog only recalls how a published checkpoint is stored."""
+    return made.id in catalog.ids() and catalog.entry(made.id).note is not None
+
+
 @lru_cache(maxsize=64)
 def made_of(name: str) -> tuple[str, Published] | None:
     """Return the catalog's model that a quantized checkpoint was made of, and how it is stored: as `published.json` has it, else by the

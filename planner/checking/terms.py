@@ -53,7 +53,7 @@ class Terms:
         least = self.min_confidence
         if least is None or not outcome.fits or outcome.odds >= least:
             return missed
-        message = f"it fits with odds of {apart(outcome.odds, least, 'odds')[0]}, and {100 * least:.6g} % are asked"
+        message = f"it fits with odds of {apart(outcome.odds, least, 'odds')[0]}, and {100 * least:.6g}% are asked"
         unsure = Reason(NOT_SURE, message, None, {"odds": outcome.odds}, ReasonKind.GOAL_MISSED)
         return (*missed, unsure)
 

@@ -84,10 +84,21 @@ def _weighed(spec: Spec, ir: ModelIR, cards: int | None) -> Weighed:
     """
     gpu = target_gpu(spec)
     judge, rule = Judge(spec, ir, gpu), rule_of(spec, ir, gpu)
-    kept, archived = (designs(spec, ir, gpu, names, cards) for names in by_maintenance(spec, gpu))
+    for frugal in (False, True):
+        maintained, old = by_maintenance(spec, gpu)
+        kept = designs(spec, ir, gpu, maintained, cards, frugal=frugal)
+        archived = designs(spec, ir, gpu, () if frugal else old, cards)
+        verdicts = _not_behind(_best_first(spec, judge, rule, kept, archived), judge, rule)
+        if verdicts:
+            break
+    return Weighed(rule, judge, verdicts)
+
+
+def _not_behind(ahead_of_all: Iterable[tuple[Foreseen, int, Design]], judge: Judge, rule: Rule) -> tuple[Verdict, ...]:
+    """The verdicts of designs that come best first and meet the goals, in the space's order, without what is surely behind another."""
     feasible: dict[int, Verdict] = {}
     standing = least = limit = doubted = math.inf
-    for ahead, place, design in _best_first(spec, judge, rule, kept, archived):
+    for ahead, place, design in ahead_of_all:
         if ahead.standing > standing:
             break
         if ahead.figure > limit or ahead.doubt > doubted or (verdict := judge.feasible(design)) is None:
@@ -101,7 +112,7 @@ def _weighed(spec: Spec, ir: ModelIR, cards: int | None) -> Weighed:
         if ahead.figure <= least and _clear(rule, verdict):
             widest = ahead.figure + preferred(rule.goals).width(verdict, verdict)
             least, limit = ahead.figure, widest if ahead.figure < least else max(limit, widest)
-    return Weighed(rule, judge, tuple(feasible[place] for place in sorted(feasible)))
+    return tuple(feasible[place] for place in sorted(feasible))
 
 
 def _best_first(

@@ -8,6 +8,7 @@ Nothing is left out by taste, only by proof:
 * memory left for the cache only rises with each leaner setting, so one that does not fit with all of them fits with none;
 * where quality or size is preferred, settings change neither, and the first that is admissible ties with every later one but changes less;
 * where the fewest cards are asked for, more of them are not looked at once some do;
+* settings that buy room with speed are asked only where nothing else meets the goals, of what is short by no more than those can give;
 * where a maintained engine has a candidate that every candidate of an archived one comes behind, none of the latter is judged.
 
 The formula ranks; a goal on a percentile, or on means that queues make, is known only once the load is simulated. So the rule's choice is
@@ -200,6 +201,12 @@ def search(
         space, archived, verdicts = [*space, *added], (), (*verdicts, *late)
     if not space:
         raise nothing_to_weigh(spec, gpu)
+    if not any(v.feasible for v in verdicts):
+        short = {_made(design) for design, v in zip(space, verdicts, strict=True) if _just_short(v)}
+        tight = [each for each in designs(spec, ir, gpu, kept, cards, frugal=True) if _made(each) in short]
+        spared = tuple(map(judge_design, tight))
+        if any(v.feasible for v in spared):
+            space, verdicts = [*space, *tight], (*verdicts, *spared)
     place = None
     if not any(v.feasible for v in verdicts):
         (place, near), level = nearest(rule, judge_design, space, partial(as_told, spec, gpu))
@@ -218,6 +225,18 @@ def search(
     rejected += [_with_loss(chosen, loss) for loss in decision.lost]
     front = rule.pareto([v for v in feasible if rule.standing.of(v) <= rule.standing.of(chosen)], chosen)
     return SearchResult(chosen, tuple(rejected), front, searched, gpu, spec, rule, decision.why, archived)
+
+
+def _made(design: Design) -> tuple[object, ...]:
+    """What a design serves, whatever its settings."""
+    return design.engine, design.passes, design.published, design.settings[0].parallel
+
+
+def _just_short(verdict: Verdict) -> bool:
+    """Whether a candidate does not fit by no more than what a step computes with and its graphs take."""
+    large, memory = any(reason.kind is ReasonKind.TOO_LARGE for reason in verdict.reasons), verdict.memory
+    spent = memory.memory.activations.high + memory.memory.cuda_graphs.high
+    return large and memory.margin.value + spent > 0
 
 
 def rule_of(spec: Spec, ir: ModelIR, gpu: Gpu) -> Rule:

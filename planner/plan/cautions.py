@@ -37,10 +37,10 @@ def cautions(spec: Spec, result: SearchResult, verdict: Verdict) -> Iterator[str
     """
     goals, parallel = spec.goals, verdict.candidate.settings.parallel
     if not verdict.admissible(goals):
-        least = min(verdict.odds)
+        asked, fit, least = (show(odds, "odds") for odds in (goals.confidence, goals.fit_confidence, min(verdict.odds)))
         yield (
-            f"no candidate reaches the confidence asked for ({goals.confidence:.0%}, fit {goals.fit_confidence:.0%}); "
-            f"of those that come into question this one has the best odds, {least:.0%} in the least likely"
+            f"no candidate reaches the confidence asked for ({asked}, fit {fit}); "
+            f"of those that come into question this one has the best odds, {least} in the least likely"
         )
     near = [result for result in verdict.goals if not result.met]
     if near:
@@ -114,7 +114,7 @@ def _chosen_numbers(spec: Spec, result: SearchResult, verdict: Verdict) -> Itera
     if spec.target.fewest and (fewer := result.with_fewer_cards()) is not None:
         missed = [goal.reason().message for goal in fewer.goals if not goal.met]
         told = [reason.message for reason in fewer.reasons if reason.kind is not ReasonKind.DOMINATED]
-        misses = "; ".join(told or missed) or f"odds of {min(fewer.odds):.0%}"
+        misses = "; ".join(told or missed) or f"odds of {show(min(fewer.odds), 'odds')}"
         cards = "1 card" if fewer.candidate.cards == 1 else f"{fewer.candidate.cards} cards"
         yield f"{parallel.gpus} cards are the fewest: with {cards} the nearest is {fewer.candidate.label}: {misses}"
 

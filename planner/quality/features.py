@@ -34,6 +34,8 @@ Features = tuple[tuple[str, float], ...]
 #: What one coefficient table tells the loss of.
 Cause = Rounding | Zeros | Removed | CacheRounding
 
+#: The method that neither calibrates nor makes up for what it rounds.
+NEAREST = "rtn"
 _REFERENCE_BITS = 4.0
 _BEND_BITS = 3.0
 _REFERENCE_GROUP = 128
@@ -59,6 +61,11 @@ def methods() -> dict[str, Any]:
 def _beyond(name: str) -> tuple[str, ...]:
     """What a method has in common with better ones, then what it loses beyond them; one that is not known stands alone."""
     return tuple(methods()["beyond"].get(name, (name,)))
+
+
+def no_worse(method: str, than: str) -> bool:
+    """Tell whether a method loses no more than another by construction: the other leaves out something that it does."""
+    return set(_beyond(method)) <= set(_beyond(than))
 
 
 def _outlier_kind(method: str) -> str | None:

@@ -2,7 +2,8 @@
 
 `ln rise` is the sum of coefficients times amounts (`features`). The 90 % interval is as wide as residuals of tables that were held out
 whole, by kind of loss and by what the fit knew of the model; what it knows of a single model moves that model's interval, never its value,
-because values of a family keep the order of sizes. An additive floor covers the noise of measuring perplexity itself.
+because values of a family keep the order of sizes. So do upper ends, but for such models, and they keep that of methods. An additive floor
+covers the noise of measuring perplexity itself.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from importlib.resources import files
 from typing import Any
 
 from passes.formats.format import Rounding
-from planner.quality.features import Cause, Traits, features, kind, model_key, scheme
+from planner.quality.features import NEAREST, Cause, Traits, features, kind, model_key, no_worse, scheme
 from planner.quality.traits import nominal
 from targets.quantity import Basis, Quantity
 
@@ -78,16 +79,15 @@ def tier_of(seen: Mapping[str, Mapping[str, Sequence[str]]], cause: Cause, trait
 
 
 def half_width(widths: Mapping[str, Mapping[str, float]], cause: Cause, traits: Traits, tier: str) -> float:
-    """Return half of the 90 % interval in ln, by kind of loss, what the fit knew of a model, how far tables of its family and of its size
-    lie apart.
+    """Return half of the 90 % interval in ln, by kind of loss, what the fit knew of a model, how far tables of its family lie apart: the
+    same for all sizes of a family, whose upper ends are in their order by that.
     """
     of_kind = widths["kind"].get(kind(cause), max(widths["kind"].values()))
-    of_model = widths["family"].get(traits.family, 1.0) * widths["size"][size_band(traits)]
-    return of_kind * widths["tier"][tier] * of_model
+    return of_kind * widths["tier"][tier] * widths["family"].get(traits.family, 1.0)
 
 
 def size_band(traits: Traits) -> str:
-    """Return the range of sizes, in 10^9 weights, that a model's interval and the coverage of intervals are told by."""
+    """Return the range of sizes, in 10^9 weights, that the coverage of intervals is told by."""
     return next(name for below, name in _BANDS if traits.size_b < below)
 
 
@@ -103,9 +103,24 @@ def loss(traits: Traits, cause: Cause) -> Quantity:
     if not isinstance(cause, Rounding):
         return interval(value, half)
     deviation = fit["models"].get(model_key(known), 0.0) if cause.bits else 0.0
-    found = interval(value, half, least=min(0.0, deviation), most=max(0.0, deviation))
+    upper = _upper(value * math.exp(half), max(0.0, deviation), cause, known)
+    found = interval(value, half, least=min(0.0, deviation), most=math.log(upper / value) - half)
     # A grid that is no coarser than the one that the weights were on before may hold them as they are.
     return replace(found, low=0.0) if 0 < traits.rounded_bits <= cause.bits + _GRIDS_MEET else found
+
+
+def _upper(upper: float, deviation: float, cause: Rounding, traits: Traits) -> float:
+    """The upper end of a loss, without the noise of measuring: no higher than that of what loses no less, the same rounding of the smaller
+    models of the family that tables hold, and plain rounding where the method calibrates. `deviation`: the model's own, in ln, upwards.
+    """
+    floor, seen = law()["floor"], law()["seen"].get(traits.family, {})
+    for size, schemes in seen.items():
+        if float(size) < traits.size_b and scheme(cause) in schemes:
+            upper = min(upper, loss(replace(traits, size_b=float(size)), cause).high - floor)
+    upper *= math.exp(deviation)
+    if cause.method != NEAREST and no_worse(cause.method, NEAREST):
+        upper = min(upper, loss(traits, replace(cause, method=NEAREST)).high - floor)
+    return upper
 
 
 #: Sizes in 10^9 weights below which a range ends, and its name.

@@ -62,7 +62,7 @@ def _goals(goals: tuple[PlannedGoal, ...], confidence: float) -> Iterator[str]:
     if missed:
         yield f"missed: {', '.join(missed)}"
     if unsure:
-        yield f"met less surely than the {confidence:.0%} asked: {', '.join(unsure)}"
+        yield f"met less surely than the {show(confidence, 'odds')} asked: {', '.join(unsure)}"
     sure = len(goals) - len(missed) - len(unsure)
     if sure == len(goals) and goals:
         yield f"all {sure} goals are met" if sure > 1 else "the goal is met"

@@ -363,6 +363,12 @@ class Engine(ABC):
         """
         return ()
 
+    def frugal(self, gpu: Gpu, settings: Settings, workload: Workload) -> tuple[tuple[str, float], ...]:
+        """List settings left open that leave the cache more room at a price in speed: weighed, beside all of `leaner`, where nothing fits
+        without. As `leaner` gives them, the dearest last.
+        """
+        return ()
+
     def built_for(self, version: str | None) -> int | None:
         """Return the major number of the CUDA that a version's package is built for; None where that is not known."""
         return None

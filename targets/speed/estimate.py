@@ -84,7 +84,8 @@ def asked(
     clients = max(1.0, (workload.concurrency or 1) / replicas)
     sharing = replicas if work.experts else 1
     tp, pp = settings.parallel.tp, settings.parallel.pp
-    unseen = gpu.network is not None and tp * pp * sharing > gpu.network.cards
+    # No row of the data has stages whose matrices are cut too.
+    unseen = (gpu.network is not None and tp * pp * sharing > gpu.network.cards) or (tp > 1 and pp > 1)
     fitted = fitted_rates(
         name, generation_of(gpu), settings.version, clients=clients, experts=bool(work.experts), stages=math.inf if unseen else pp
     )  # fmt: skip

@@ -155,13 +155,14 @@ def test_pruning_is_weighed_only_when_asked() -> None:
     assert len(pruned("passes: { prune: allow }\n")) > 2
 
 
-def brute_force(spec: Spec, ir: ModelIR) -> list[Verdict]:
+def brute_force(spec: Spec, ir: ModelIR, *, frugal: bool = False) -> list[Verdict]:
     """Every candidate of vLLM that meets the goals, found by judging each alone, whatever another's verdict: each format, each type of
-    the cache, each published checkpoint, each setting, and each number of requests at once where not all fit.
+    the cache, each published checkpoint, each setting, and each number of requests at once where not all fit; where none does, the same
+    with settings that buy room with speed.
     """
     gpu, workload = target_gpu(spec), workload_of(spec)
     engine = find_engine("vllm")
-    options = settings_options("vllm", EngineChoice(name="vllm"), spec, gpu, Parallel())
+    options = settings_options("vllm", EngineChoice(name="vllm"), spec, gpu, Parallel(), frugal=frugal)
     designs = [(made, passes) for made in (None, *published_of(ir.name)) for passes in chains(ir, made)]
     out = []
     for made, passes in designs:
@@ -189,7 +190,7 @@ def brute_force(spec: Spec, ir: ModelIR) -> list[Verdict]:
             if not reasons and not cache.reasons(verdict.memory, verdict.capacity, workload):
                 whole = complete(spec, gpu, verdict)
                 out += [whole] if whole.feasible else []
-    return out
+    return out if out or frugal else brute_force(spec, ir, frugal=True)
 
 
 def judged(spec: Spec, model: ModelIR, candidate: Candidate, quality: Quality) -> Verdict:
@@ -308,6 +309,39 @@ def test_room_for_the_cache_only_rises_with_leaner_settings(model: str, card: st
     assert len(options) > 1
     assert max(slack.values()) == slack[options[-1]]
     assert min(slack.values()) == slack[options[0]]
+
+
+def test_where_clients_wait_with_all_the_one_that_answers_them_soonest_is_chosen() -> None:
+    """174 clients of an 8B on an L4: as it is 26 of them run at once."""
+    spec = parse_spec(
+        "model: meta-llama/Llama-3.1-8B-Instruct\ntarget: { gpu: L4 }\nengine: vllm\ngoals: { quality: { max_perplexity_increase: 2% } }\n"
+        "workload: { context: 8192, concurrency: 174, input_tokens: 800, output_tokens: 250 }\n"
+    )
+    result = search(spec, open_model(spec.model).ir)
+    chosen = result.chosen
+    assert chosen is not None and chosen.speed is not None
+    meets = [replace(v, reasons=()) for v in everything(result) if all(r.code == "dominated_by" for r in v.reasons)]
+    rivals = [v for v in meets if v.admissible(spec.goals)]
+    if chosen.capacity.waiting:
+        assert all(v.capacity.waiting for v in rivals)
+        most = max(v.speed.throughput_tok_s.value for v in rivals if v.speed is not None)
+        assert chosen.speed.throughput_tok_s.value >= most / (1 + spec.goals.bands.speed)
+
+
+def test_settings_that_buy_room_with_speed_are_taken_where_nothing_else_fits_and_only_there() -> None:
+    def chosen_on(card: str) -> Verdict:
+        spec = parse_spec(
+            f"model: openai/gpt-oss-20b\ntarget: {{ gpu: {card} }}\nengine: vllm\n"
+            "workload: { context: 8192, concurrency: 1, input_tokens: 1000, output_tokens: 500 }\n"
+        )
+        chosen = search(spec, open_model(spec.model).ir).chosen
+        assert chosen is not None
+        return chosen
+
+    tight, roomy = chosen_on("16GB"), chosen_on("24GB")
+    assert tight.capacity.room.value >= 0 and "gpu_memory_utilization" in tight.candidate.changed
+    assert tight.candidate.settings.enforce_eager or tight.candidate.settings.max_num_batched_tokens == 512
+    assert not roomy.candidate.changed
 
 
 @given(st.integers(200, 800), st.integers(200, 800), st.floats(0.2, 5.0))

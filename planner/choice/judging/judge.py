@@ -168,7 +168,7 @@ class Judge:
 
     def _settings_matter(self, first: Verdict) -> bool:
         """Whether other settings could mend a verdict, or better it."""
-        if first.admissible(self._spec.goals):
+        if first.admissible(self._spec.goals) and not self._rule.standing.waits(first):
             return self._spec.goals.prefer not in ("quality", "size")
         if first.memory.memory.weights.value >= self._card_bytes:
             return False

@@ -16,6 +16,7 @@ from planner.choice.capacity import most_at_once, running_at_once
 from planner.choice.goals import FLOOR
 from planner.choice.mending.trial import Kept, Options, Trial, changed, quality_of
 from planner.choice.question import Outcome, Question
+from planner.choice.space.designs import frugal_settings
 from planner.quality.expected import expected_quality, growth
 from targets.engines.engine import ENGINE_NAMES, find_engine
 from targets.gpu import Gpu, find_gpu
@@ -66,6 +67,11 @@ def settings_of(question: Question) -> Iterator[Options]:
     knobs = question.engine.leaner(question.gpu, question.settings, question.workload)
     for size in range(1, len(knobs) + 1):
         yield from (dict(chosen) for chosen in itertools.combinations(knobs, size))
+
+
+def frugal(question: Question) -> Iterator[Options]:
+    """Give the engine's settings that buy room with speed, beside all that leave the cache more room, as few as do."""
+    yield from frugal_settings(question.engine, question.gpu, question.settings, question.workload)
 
 
 def waiting(question: Question, *, fewer: bool = False) -> Iterator[Options]:

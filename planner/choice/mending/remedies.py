@@ -21,6 +21,7 @@ from planner.choice.mending.kinds import (
     Kind,
     engines,
     formats,
+    frugal,
     half_caches,
     kinds,
     longest,
@@ -148,12 +149,13 @@ def _found(trial: Trial, outcome: Outcome, before: Options) -> Iterator[Remedy]:
 
 def _first(trial: Trial, knob: str, kind: Kind) -> Iterator[Options]:
     """The first change of a kind that does, by itself or beside settings and half the cache's bits; for weights, a context too. Of
-    settings, and of weights where none were named, those that a plan would take; where no settings hold all requests fewer at once.
+    settings, and of weights where none were named, those that a plan would take; where no settings hold all requests fewer at once, and
+    where none hold one, those that buy room with speed.
     """
     question, alone = trial.question, knob in _ALONE
     if knob == "settings":
         found = trial.settled(tuple(kind(question))) or trial.settled(tuple(waiting(question)))
-        found = found or trial.settled(tuple(waiting(question, fewer=True)))
+        found = found or trial.settled(tuple(waiting(question, fewer=True))) or trial.settled(tuple(frugal(question)))
     elif knob == "weights" and question.weights is None and (chosen := _as_planned(trial)) is not None:
         found = chosen
     else:

@@ -9,6 +9,7 @@ from functools import partial
 from passes import chain
 from passes.base import Stage
 from passes.formats.kv_dtypes import OWN
+from passes.ir.names import recalled
 from passes.ir.resident import resident_model
 from passes.record import dataclass
 from planner.choice.goals import ODDS_BAND
@@ -40,6 +41,8 @@ from targets.speed.card import card_of
 
 #: Hours of work that are this close, as a share, are ties: forecasts are off by more. Minutes are nothing.
 _HOURS_BAND, _LEAST_HOURS = 0.25, 0.1
+#: What quality is worth of time where the spec wants the least difference told.
+_PRICELESS = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +76,19 @@ def criteria(
         Criterion("missed", standing.missed, missed_words, lambda best, other: missed_width(goals)),
         Criterion("maintained", lambda v: standing.archived(v.candidate.engine), always(ARCHIVED)),
         Criterion(
+            "queue", lambda v: _served_late(v, goals) if standing.waits(v) else 0.0,
+            always("its clients wait longer, for no more quality than that is worth"),
+            lambda best, other: max(bands.speed, _unshared(best, other, True)),
+        ),
+        Criterion(
             "fewest cards", lambda v: v.candidate.cards if fewest else 0,
             lambda theirs, mine: f"takes {cards_of(theirs)} where {mine:.0f} {'does' if mine == 1 else 'do'}",
         ),
         preferred(goals, decodes),
         Criterion("making", making, lambda theirs, mine: f"{MUST[int(theirs)]}; the chosen one {MUST[int(mine)]}"),
+        Criterion("checked", _recalled, always("how it is stored is recalled, not checked")),
         Criterion("changes of the model", _changes, always("changes more than is needed")),
-        Criterion("regime", _unmeasured, always("its engine's speed was not measured on such cards and loads")),
+        Criterion("regime", partial(_unmeasured, gpu=gpu), always("its engine's speed was not measured on such cards and loads")),
         Criterion("stages", lambda v: v.candidate.settings.parallel.pp, lambda a, b: f"in {a:.0f} stages against {b:.0f}"),
         Criterion("cards", lambda v: -v.candidate.settings.parallel.gpus, lambda a, b: f"uses {cards_of(-a)} against {-b:.0f}"),
         Criterion(
@@ -139,10 +148,7 @@ def preferred(goals: Goals, decodes: bool = True) -> Criterion:
     cards = prefer == "cost"
     return Criterion(
         prefer,
-        lambda v: (
-            -math.log(max(speed(v, goals.batch).value, 1e-9))
-            + (math.log(v.candidate.settings.parallel.gpus) if cards else 0.0)
-        ),
+        lambda v: math.log(v.candidate.settings.parallel.gpus if cards else 1) - _log_rate(v, goals.batch),
         partial(cost_words if cards else log_rate_words, decodes=decodes),
         lambda best, other: max(bands.speed, _unshared(best, other, goals.batch)),
     )
@@ -166,8 +172,32 @@ def speed(verdict: Verdict, batch: bool) -> Quantity:
     return verdict.speed.throughput_tok_s if batch else verdict.speed.decode_tok_s_per_request
 
 
-def _unmeasured(verdict: Verdict) -> int:
-    return int(verdict.speed is None or verdict.speed.tpot_ms.basis is Basis.ASSUMED)
+def _log_rate(verdict: Verdict, batch: bool) -> float:
+    return math.log(max(speed(verdict, batch).value, 1e-9))
+
+
+def _served_late(verdict: Verdict, goals: Goals) -> float:
+    """How long clients of whom some wait are about to be answered (a logarithm): by Little's law a closed loop answers each in their
+    number / requests a second, so the rate of all tells. Where quality is preferred, with what is lost of it: a band of quality is worth a
+    band of speed.
+    """
+    late, bands = -_log_rate(verdict, True), goals.bands
+    if goals.prefer != "quality":
+        return late
+    worth = bands.speed / bands.quality if bands.quality else _PRICELESS
+    return late + worth * growth(verdict.quality.log_ppl_increase.value)
+
+
+def _unmeasured(verdict: Verdict, gpu: Gpu) -> int:
+    """Whether its speed is assumed; twice as much over machines, whose network is assumed besides."""
+    if verdict.speed is not None and verdict.speed.tpot_ms.basis is not Basis.ASSUMED:
+        return 0
+    return 1 if gpu.network is None or verdict.candidate.settings.parallel.gpus <= gpu.network.cards else 2
+
+
+def _recalled(verdict: Verdict) -> int:
+    made = verdict.candidate.published
+    return int(made is not None and recalled(made))
 
 
 def _changes(verdict: Verdict) -> int:
@@ -205,7 +235,7 @@ def _own(quantity: Quantity) -> float:
 
 def _unshared(best: Verdict, other: Verdict, batch: bool) -> float:
     """What an assumed rate is unsure of (its logarithm) against one that is known better, or of another engine: of one of the same engine
-    what it is unsure of beyond that one, since they share the rest.
+    what it is unsure of beyond that one, since they share the rest; of one that is spread over cards alike, all of it.
     """
     rate, theirs = speed(best, batch), speed(other, batch)
     if rate.basis is not Basis.ASSUMED or rate.low <= 0:
@@ -213,6 +243,7 @@ def _unshared(best: Verdict, other: Verdict, batch: bool) -> float:
     own = math.log(rate.value / rate.low)
     if best.candidate.engine != other.candidate.engine:
         return own
-    if theirs.basis is Basis.ASSUMED or theirs.low <= 0:
+    alike = best.candidate.settings.parallel == other.candidate.settings.parallel
+    if theirs.low <= 0 or (alike and theirs.basis is Basis.ASSUMED):
         return 0.0
     return math.sqrt(max(own**2 - math.log(theirs.value / theirs.low) ** 2, 0.0))

@@ -88,8 +88,11 @@ class Standing:
         """Tell whether not all clients are served at once: some wait, where that is not free, or what they need does not fit, or what fits
         has become another model.
         """
-        waits = v.capacity.waiting > 0 and not self.goals.batch
-        return waits or v.capacity.room.value < 0 or (not v.feasible and self._is_another(v.quality))
+        return self.waits(v) or v.capacity.room.value < 0 or (not v.feasible and self._is_another(v.quality))
+
+    def waits(self, v: Verdict) -> bool:
+        """Tell whether some clients wait for others, where that is not free."""
+        return v.capacity.waiting > 0 and not self.goals.batch
 
     def missed(self, v: Verdict) -> float:
         """Return the number of e-folds by which memory and goals are missed, none of what is feasible."""

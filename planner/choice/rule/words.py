@@ -21,7 +21,9 @@ TOLD = {
     "fewest cards": "the fewest cards that do",
     "maintained": "its engine is maintained",
     "each start": "stored, not rounded at each start",
+    "queue": "of those whose clients wait, it answers them soonest for what it loses",
     "waiting": "no client waits", "fit": "surely fits", "odds": "with the best odds of what is asked", "making": "no other is less to make",
+    "checked": "how it is stored is checked",
     "changes of the model": "with the fewest changes of the model", "regime": "its engine was measured in this regime",
     "refused": "its engine does not refuse it", "missed": "with the least that is missed",
     "stages": "in the fewest stages", "cards": "on all cards", "tensor parallel": "with the fewest cards under one matrix",
@@ -68,7 +70,7 @@ _TIERS = ("stands behind", "less likely than is asked", MISSES)
 
 def fit_words(confidence: float, theirs: float, mine: float) -> str:
     """Say how likely a candidate fits, of which less than what is asked is short (probabilities)."""
-    return f"fits with {confidence - theirs:.0%} only, {confidence:.0%} are asked"
+    return "fits with {} only, {} are asked".format(*apart(confidence - theirs, confidence, "odds"))
 
 
 def missed_words(theirs: float, mine: float) -> str:
@@ -78,7 +80,7 @@ def missed_words(theirs: float, mine: float) -> str:
 
 def odds_words(theirs: float, mine: float) -> str:
     """Say by how much odds fall short (probabilities)."""
-    return f"its odds are {100 * theirs:.0f} points below the confidence asked for, against {100 * mine:.0f}"
+    return "its odds are {} below the confidence asked for, against {}".format(*apart(theirs, mine, "odds"))
 
 
 def grown_words(theirs: float, mine: float) -> str:

@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from passes.base import Pass
 from passes.errors import InputError
@@ -23,8 +24,9 @@ from planner.choice.space.published import published_checkpoints
 from planner.choice.space.solved import solved
 from planner.spec.parts.target import EngineChoice, EngineSettings, Target
 from planner.spec.spec import Spec
-from targets.engines.engine import ENGINE_NAMES, Parallel, Settings, find_engine
+from targets.engines.engine import ENGINE_NAMES, Engine, Parallel, Settings, find_engine
 from targets.gpu import Gpu
+from targets.workload import Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,12 @@ class Design:
     published: Published | None = None
 
 
-def designs(spec: Spec, ir: ModelIR, gpu: Gpu, names: Container[str], cards: int | None = None) -> Iterator[Design]:
-    """Yield every design of some engines, legal or not: the illegal ones lose with a reason. `cards`: those that use so many only."""
+def designs(
+    spec: Spec, ir: ModelIR, gpu: Gpu, names: Container[str], cards: int | None = None, *, frugal: bool = False
+) -> Iterator[Design]:
+    """Yield every design of some engines, legal or not: the illegal ones lose with a reason. `cards`: those that use so many only;
+    `frugal`: those that have settings which buy room with speed, with these.
+    """
     for name, choice in engines(spec, gpu):
         if name not in names:
             continue
@@ -52,7 +58,9 @@ def designs(spec: Spec, ir: ModelIR, gpu: Gpu, names: Container[str], cards: int
             for dtype in cache_dtypes(spec, name) for passes in caches(served, (), dtype)
         ]  # fmt: skip
         for parallel in (with_whole_experts(each, ir) for each in spreads(name, spec, cards)):
-            settings = settings_options(name, choice, spec, gpu, parallel)
+            settings = settings_options(name, choice, spec, gpu, parallel, frugal=frugal)
+            if not settings:
+                continue
             for passes in made:
                 yield Design(name, passes, settings, len(settings))
             for sibling, passes in siblings:
@@ -97,13 +105,27 @@ def numbers_of_cards(target: Target) -> Iterable[int]:
 
 
 def settings_options(
-    engine: str, choice: EngineChoice, spec: Spec, gpu: Gpu, parallel: Parallel
+    engine: str, choice: EngineChoice, spec: Spec, gpu: Gpu, parallel: Parallel, *, frugal: bool = False
 ) -> tuple[Settings, ...]:
-    """Return the settings that are weighed: as the spec has them, and every subset of the engine's leaner ones."""
-    base = _settings(choice, spec, parallel)
-    knobs = find_engine(engine).leaner(gpu, base, workload_of(spec))
+    """Return the settings that are weighed: as the spec has them, and every subset of the engine's leaner ones; `frugal`: as the spec has
+    them, and those that buy room with speed, none where the engine has none.
+    """
+    base, load, known = _settings(choice, spec, parallel), workload_of(spec), find_engine(engine)
+    if frugal:
+        bought = frugal_settings(known, gpu, base, load)
+        return (base, *(replace(base, **each) for each in bought)) if bought else ()
+    knobs = known.leaner(gpu, base, load)
     subsets = (chosen for size in range(len(knobs) + 1) for chosen in itertools.combinations(knobs, size))
     return tuple(replace(base, **dict(chosen)) for chosen in subsets)  # type: ignore[arg-type]
+
+
+def frugal_settings(engine: Engine, gpu: Gpu, base: Settings, load: Workload) -> tuple[dict[str, Any], ...]:
+    """Return the changes that are tried where nothing fits: all of an engine's leaner settings, and beside them each subset of those that
+    buy room with speed, the cheapest first.
+    """
+    lean, knobs = dict(engine.leaner(gpu, base, load)), engine.frugal(gpu, base, load)
+    subsets = (chosen for size in range(1, len(knobs) + 1) for chosen in itertools.combinations(knobs, size))
+    return tuple(lean | dict(chosen) for chosen in subsets)
 
 
 def engines(spec: Spec, gpu: Gpu) -> Iterator[tuple[str, EngineChoice]]:

@@ -76,6 +76,8 @@ _GGUF_LEFT = (0, 24, 0)
 _CUDA_13 = (0, 20, 0)
 #: Share of a card that may be asked for where the default does not do, and the smallest step of the profile run worth trying.
 _FULLER, _SMALL_STEP = 0.95, 2048
+#: Rows of the sampler that cost nothing worth telling, and the smallest step where nothing fits otherwise.
+_FEW_ROWS, _SHORT_STEP = 8, 512
 
 
 class Vllm(Engine):
@@ -259,9 +261,22 @@ class Vllm(Engine):
             and batched_tokens(settings, gpu, workload, rules) > _SMALL_STEP
         ):
             out.append(("max_num_batched_tokens", _SMALL_STEP))
-        rows = max(8, 1 << ((workload.concurrency or 1) - 1).bit_length())
+        rows = max(_FEW_ROWS, 1 << ((workload.concurrency or 1) - 1).bit_length())
         if settings.max_num_seqs is None and rows < default_sequences(gpu, rules):
             out.append(("max_num_seqs", rows))
+        return tuple(out)
+
+    def frugal(self, gpu: Gpu, settings: Settings, workload: Workload) -> tuple[tuple[str, float], ...]:
+        """Offer rows of the sampler for exactly the asked requests, steps so short that long prompts take several, and no CUDA graphs."""
+        rules, _ = rules_as_set(settings, gpu)
+        rows, out = workload.concurrency or 1, list[tuple[str, float]]()
+        if settings.max_num_seqs is None and workload.concurrency is not None and rows < _FEW_ROWS:
+            out.append(("max_num_seqs", rows))
+        short = rules.v1 and settings.max_num_batched_tokens is None and not settings.features.whole_prompts
+        if short and batched_tokens(settings, gpu, workload, rules) > _SHORT_STEP >= rows:
+            out.append(("max_num_batched_tokens", _SHORT_STEP))
+        if not settings.enforce_eager and settings.features.graphs:
+            out.append(("enforce_eager", True))
         return tuple(out)
 
     def scheduler(self, gpu: Gpu, settings: Settings, workload: Workload) -> Scheduler:

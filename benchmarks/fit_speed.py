@@ -540,8 +540,9 @@ def setting_of(
 ) -> tuple[Engine, Gpu, Settings, Workload, ModelIR]:
     """Return what a row's engine was asked: engine, card, settings, workload, model."""
     gpu, target = find_gpu(GPUS.get(row["gpu"], row["gpu"])), find_engine(engine)
+    tp = int(row.get("tp") or 1)
     settings = Settings(
-        version=version, parallel=Parallel(tp=int(row.get("tp") or 1), pp=int(row.get("pp") or 1)),
+        version=version, parallel=Parallel(tp=tp, pp=int(row.get("pp") or 1), ep=tp if whole_experts(row) else 1),
         gpu_memory_utilization=row.get("gpu_memory_utilization"),
         max_num_seqs=int(row["max_num_seqs"]) if row.get("max_num_seqs") else None,
     )  # fmt: skip
@@ -549,6 +550,11 @@ def setting_of(
     workload = Workload(int(row.get("max_model_len") or inputs + outputs + 64), clients, inputs, outputs)
     ir = describe(row["model"], weights)
     return target, gpu, settings, workload, replace(ir, kv_cache=KVCache("fp8")) if fp8_cache(row) else ir
+
+
+def whole_experts(row: dict[str, Any]) -> bool:
+    """Whether each card held whole experts (`--enable-expert-parallel`): as a row says, or the command that it prints."""
+    return int(row.get("moe_ep") or 1) > 1 or "--enable-expert-parallel" in str(row.get("notes"))
 
 
 def rows(name: str) -> list[dict[str, Any]]:

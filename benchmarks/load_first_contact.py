@@ -7,7 +7,7 @@ Each row of `data/load_first_contact.jsonl` is what somebody published: card, ve
 before their answers were asked, and stay out of `fit_speed`, but for one assumed constant that is read off eager ones of them
 (`launch_layer_s`): for these, and since what all showed was mended, errors of today are no longer those of a first sight. A latency is held by its median where that is printed, else by its mean, else by its 99th
 percentile. `ratio`: how far lengths differ to either side of their mean. `loose`: what of that decides the figure is not in the publication.
-`met_before`: the report was known here already.
+`met_before`: the report was known here already. `contact`: 2 where rows came after the mends that the first ones brought.
 """
 
 from __future__ import annotations
@@ -120,6 +120,7 @@ def summaries(found: Sequence[Contact]) -> str:
         "all": lambda row: True,
         "not known here before": lambda row: not row["met_before"],
         "not known here before, and fully published": lambda row: not row["met_before"] and not row["loose"],
+        "of the second contact": lambda row: row.get("contact") == 2,
         **{said: lambda row, name=name: kind(row) == name for name, said in _KINDS.items()},  # type: ignore[misc]
     }
     groups = {name: [each for each in found if wanted(each.row)] for name, wanted in chosen.items()}

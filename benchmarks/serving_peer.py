@@ -76,7 +76,7 @@ def ours(row: dict[str, Any]) -> tuple[Answer, dict[str, Any]] | None:
     question = {
         "model": MODELS.get(row["model"], shaped["model"]), "system": SYSTEMS[row["gpu"]], "isl": int(row["input_len"]), "osl": int(row["output_len"]),
         "clients": min(clients, requests), "requests": requests, "tp": settings.parallel.tp, "pp": settings.parallel.pp,
-        "ep": int(row.get("moe_ep") or 1), "gemm": mode, "moe": mode, "blocks": max(int(memory.kv.tokens.value) // 16, 1),
+        "ep": settings.parallel.ep, "gemm": mode, "moe": mode, "blocks": max(int(memory.kv.tokens.value) // 16, 1),
         "sequences": int(scheduler.sequences), "tokens": int(scheduler.tokens), "replicas": replicas,
     }  # fmt: skip
     return answer, question

@@ -195,6 +195,7 @@ def rates_from(values: Mapping[str, float], generation: str, version: str | None
         serial_s=values["serial_s"],
         workers_s=values["workers_s"],
         first_use_s=values["first_use_s"] if version is None or _minor(version) < WARMED else 0.0,
+        sparse_whole=version is not None and _minor(version) < LENGTHS,
     )
 
 
@@ -204,6 +205,10 @@ ASYNCHRONOUS = 14.0
 #: The first version in which a published run of a model with recurrent layers shows no compilation at its first prompts (0.20.0; which one
 #: began to compile them at the start is not known).
 WARMED = 20.0
+
+
+#: A version that tells the kernel of sparse attention how many tokens were chosen (`topk_length`, read in 0.32; 0.11 to 0.18 do not).
+LENGTHS = 32.0
 
 
 def _links(values: Mapping[str, float]) -> dict[str, Link]:

@@ -17,6 +17,9 @@ from targets.speed.work import Attention, Experts, Work
 
 #: Exponent of the power mean that joins reading and computing: infinity would be the plain roofline, 1 no overlap at all.
 OVERLAP = 3.0
+#: Tokens that a query of sparse latent attention attends to (`index_topk` of DeepSeek-V3.2 and GLM-5), and heads that its kernel is made
+#: for: fewer are padded (vLLM's `flashmla_sparse.py`: 64 on Hopper; tensor parallelism leaves 8 or 16 on a card).
+_CHOSEN, _KERNEL_HEADS = 2048, 64
 #: By which share one card's experts may have more to do than the mean of all cards'; assumed, as no row of the data has it.
 _UNEVEN = 0.25
 
@@ -71,7 +74,8 @@ class Rates:
     Of the host, before the first token: `host_s` a request, `serial_s` of a thread in turns, `host_token_s` a prompt's token,
     `workers_s` a request more where cards are several, whose workers are processes of their own. `first_use_s`: what the first prompts
     after a start may wait for kernels of recurrent layers to be compiled. `launch_layer_s`: of the host, to launch a layer's kernels one by
-    one, where no CUDA graph does it (eager): no step is shorter, however fast the card is; 0 with graphs.
+    one, where no CUDA graph does it (eager): no step is shorter, however fast the card is; 0 with graphs. `sparse_whole`: the kernel of
+    sparse attention computes as many tokens as may be chosen, whether there are so many or not.
 
     `tile`: rows that each hit expert's tokens are padded by, by kernel family. `routing`: exponent on the number of tokens, below 1
     because tokens share experts more than uniform routing would. `recurrence`: how much of a recurrent state a prompt's token moves,
@@ -105,6 +109,7 @@ class Rates:
     workers_s: float
     first_use_s: float
     launch_layer_s: float = 0.0
+    sparse_whole: bool = False
 
     @property
     def eager(self) -> bool:
@@ -257,6 +262,8 @@ def _experts_seconds(experts: Experts, card: Card, rates: Rates, tokens: float, 
 
 def _attention_seconds(attention: Attention, card: Card, rates: Rates, step: Step, tp: int) -> float:
     """Seconds of one layer's attention: decoding reads the cache, a prompt computes."""
+    if attention.sparse:
+        return _sparse_seconds(attention, card, rates, step, tp)
     share = 1 if attention.latent else min(tp, attention.kv_heads)
     seen = min(step.context, attention.window) if attention.window else step.context
     seconds = (
@@ -266,3 +273,18 @@ def _attention_seconds(attention: Attention, card: Card, rates: Rates, step: Ste
         pairs = min(step.prefill_context, attention.window) if attention.window else step.prefill_context
         seconds += attention.pair_flops * pairs * step.prefill / tp / (card.rate("bf16") * rates.attention)
     return seconds
+
+
+def _sparse_seconds(attention: Attention, card: Card, rates: Rates, step: Step, tp: int) -> float:
+    """Seconds of one layer's sparse latent attention (DeepSeek-V3.2, vLLM's `flashmla_sparse.py`): of each token, decoded or of a prompt,
+    an indexer scores all that it sees, whole on every card, and a kernel attends to those that it chooses, folded, at padded heads.
+    """
+    seen, prompt = min(step.context, _CHOSEN), min(step.prefill_context, _CHOSEN)
+    attended = (_CHOSEN, _CHOSEN) if rates.sparse_whole else (seen, prompt)
+    heads = math.ceil(attention.heads / tp / _KERNEL_HEADS) * _KERNEL_HEADS
+    peak = card.rate("bf16") * rates.attention
+    pair = 2 * heads * 2 * attention.elements_per_token / peak
+    indexed = attention.index_flops / (card.rate("fp8") * rates.attention)
+    read = step.cache_bytes * attention.elements_per_token * seen * step.decode / (card.bandwidth * rates.cache)
+    seconds = _join(read, pair * attended[0] * step.decode) + indexed * step.context * step.decode
+    return seconds + step.prefill * (pair * attended[1] + indexed * step.prefill_context)

@@ -48,7 +48,7 @@ def test_rows_are_told_apart_by_how_requests_come(of: dict[str, object], name: s
 
 def test_rows_say_what_was_asked_and_are_not_those_of_any_fit() -> None:
     rows = load_rows()
-    assert len({row["id"] for row in rows}) == len(rows) == 67
+    assert len({row["id"] for row in rows}) == len(rows) == 95
     fitted = "".join((DATA / name).read_text(encoding="utf-8") for name in ("serving_refs.jsonl", "speed_refs.jsonl"))
     for row in rows:
         assert row["source_url"].startswith("https://")

@@ -5,8 +5,12 @@ from __future__ import annotations
 import pytest
 
 from passes.ir.sources import open_model
+from targets.engines.engine import find_engine
+from targets.gpu import find_gpu
+from targets.speed.card import card_of
 from targets.speed.closed_loop import Loop, closed_loop
-from targets.speed.step import Step, distinct_experts
+from targets.speed.rates import fitted_rates
+from targets.speed.step import Step, distinct_experts, step_seconds
 from targets.speed.work import Work, work_of
 
 
@@ -39,6 +43,34 @@ def test_a_latent_cache_is_one_for_all_heads() -> None:
     assert attention.latent and attention.elements_per_token == 576
     # prompts run unfolded: 128 heads of 192-wide keys and 128-wide values
     assert attention.pair_flops == 2 * 128 * (192 + 128)
+
+
+def test_a_block_of_a_mixer_or_of_experts_alone_is_half_a_layer() -> None:
+    """Nemotron 3 Nano: 52 blocks, each with one all-reduce; Nemotron Super keeps feed-forward parts without attention."""
+    nano = work_of(open_model("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16").ir)
+    assert (nano.layers, nano.expert_layers, nano.recurrent_layers) == (26, 23, 23)
+    assert work_of(open_model("nvidia/Llama-3_3-Nemotron-Super-49B-v1").ir).layers == 49 + 31 / 2
+    assert work_of(open_model("Qwen2.5-7B-Instruct").ir).layers == 28
+
+
+def test_sparse_attention_computes_what_its_kernel_is_made_for() -> None:
+    """A card of eight has 16 of 128 heads, its kernel 64; not told how many tokens are chosen, it attends to as many as may be."""
+    work = work_of(open_model("deepseek-ai/DeepSeek-V3.2").ir)
+    (attention,) = work.attention
+    assert attention.sparse and attention.heads == 128 and attention.index_flops == 2 * 64 * 128
+    assert not work_of(open_model("deepseek-ai/DeepSeek-V3").ir).attention[0].sparse
+    engine, gpu = find_engine("vllm"), find_gpu("H200 SXM")
+
+    def prompt_s(version: str | None, seen: float, tp: int) -> float:
+        rates, card = fitted_rates("vllm", "9.0", version).rates, card_of(engine, gpu)
+        none = step_seconds(work, card, rates, Step(0, 0.0, 8192, 0.0, 1), tp)
+        return step_seconds(work, card, rates, Step(0, 0.0, 8192, seen, 1), tp) - none
+
+    assert prompt_s(None, 200, 8) < 0.3 * prompt_s(None, 2048, 8)
+    assert prompt_s("0.13.0", 200, 8) < 0.1 * prompt_s(
+        None, 2048, 8
+    )  # all but the indexer is computed whatever is seen
+    assert prompt_s(None, 2048, 8) == pytest.approx(prompt_s(None, 2048, 2), rel=0.01)
 
 
 def test_sliding_windows_bound_what_a_query_sees() -> None:

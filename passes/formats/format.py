@@ -8,7 +8,7 @@ memoisation key. Its descriptive half (`illegal`, `tensors`, `bytes`) is pure ar
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from enum import StrEnum
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, Self
@@ -203,6 +203,11 @@ class Format(ABC):
     @abstractmethod
     def label(self) -> str:
         """The name users write for it: `bf16`, `w4a16-g64`, `gptq-4-g128`."""
+
+    @property
+    def way(self) -> Hashable:
+        """How it is stored, the same for matrices of every shape that are stored alike."""
+        return self.label
 
     @abstractmethod
     def illegal(self, out_features: int, in_features: int) -> Reason | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
 from passes.errors import Reason, TightfitError
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 #: The method of what a GGUF file holds, as engines call it.
 GGUF = "gguf"
+#: Values at most of a tensor that is no part of a matrix but a setting.
+_SETTINGS = 8
 #: Families that are part of a method's name (`fbgemm_fp8`).
 _NAMED = (KernelFamily.FP8, KernelFamily.MX, KernelFamily.W8A8, KernelFamily.AWQ)
 
@@ -41,6 +44,19 @@ class OpaqueFormat(Format):
     def label(self) -> str:
         """The method and the effective bits a weight, `exl2-4.27`."""
         return f"{self.method}-{self.bits_per_weight(self.out_features, self.in_features):.2f}"
+
+    @property
+    def way(self) -> Hashable:
+        """The method, and of each kind of tensors its share of the matrix, settings that are tensors (HQQ's bits, axis and shape) aside."""
+        weights, sizes = (
+            self.out_features * self.in_features,
+            [(suffix, dtype, prod(shape)) for suffix, dtype, shape in self.parts],
+        )
+        return self.method, tuple(
+            (suffix, dtype, "a column" if size == self.in_features else round(size / weights, 4))
+            for suffix, dtype, size in sizes
+            if size > _SETTINGS
+        )
 
     @property
     def engine_name(self) -> str:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
-from math import prod
 from typing import Any
 
 from passes.errors import Reason
@@ -24,8 +23,6 @@ from passes.ir.quant_config.read import quantization
 from passes.ir.state import Recurrent
 from targets.engines.vllm.rules.versions import Rules
 
-#: Values of a matrix that are settings (HQQ stores bits, axis and shape as tensors).
-_SINGLE_VALUES = 8
 _MIXER_INPUTS = (Role.MIXER_IN, Role.MIXER_GATE)
 
 
@@ -86,25 +83,11 @@ def _disagreeing(ir: ModelIR) -> Iterator[Reason]:
     for block, _ in ir.decoder.counts:
         for members in fused(block):
             labels = sorted({linear.storage.label for linear in members})
-            ways = {_way(linear) for linear in members}
+            ways = {linear.storage.way for linear in members}
             if members[0].copies == 1 and members[0].agree and len(ways) > 1:
                 names = ", ".join(linear.name.rpartition(".")[2] for linear in members)
                 message = f"vLLM makes one matrix of {names}, which are stored as {' and '.join(labels)}"
                 yield Reason("fused_parts_disagree", message, "one format for all of them")
-
-
-def _way(linear: Linear) -> object:
-    """How a matrix is stored: its format, or of one that only headers tell of its kinds of tensors and their share, single values aside."""
-    form = linear.storage
-    if not isinstance(form, OpaqueFormat):
-        return form.label
-    weights = linear.out_features * linear.in_features
-    sizes = ((suffix, dtype, prod(shape)) for suffix, dtype, shape in form.parts)
-    return form.method, tuple(
-        (suffix, dtype, "a column" if size == linear.in_features else round(size / weights, 4))
-        for suffix, dtype, size in sizes
-        if size > _SINGLE_VALUES
-    )
 
 
 def _absent(ir: ModelIR, method: str, settings: Mapping[str, Any]) -> Iterator[Reason]:

@@ -106,6 +106,9 @@ NO_REFERENCE = {
     "ExaoneForCausalLM": "code in the repository only",
     "InternLM3ForCausalLM": "code in the repository only",
     "GPT2LMHeadModel": "files hold its matrices transposed; see test_families.py",
+    "InternS1ForConditionalGeneration": "code in the repository only",
+    "InternS2PreviewForConditionalGeneration": "code in the repository only",
+    "Qwen3_5MoeForCausalLM": "repositories stack the experts, transformers writes them apart",
     "Qwen3_5MoeForConditionalGeneration": "repositories stack the experts, transformers writes them apart",
     "KimiK25ForConditionalGeneration": "transformers' reverse renaming mangles the decoder's layers",
 }

@@ -35,7 +35,7 @@ def test_rows_say_what_was_asked_and_are_not_those_of_the_fit() -> None:
     assert len({row["id"] for row in rows}) == len(rows) == 70
     fitted = ROWS.read_text(encoding="utf-8")
     for row in rows:
-        assert row["source_url"].startswith(("https://github.com/", "github-index:file-id="))
+        assert row["source_url"].startswith(("https://", "github-index:file-id="))
         assert row["source_url"] not in fitted
         assert row["kv_cache_tokens"] or row["available_kv_gib"]
         asked = arguments(row)

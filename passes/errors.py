@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field
 from enum import Enum
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from passes.record import dataclass
 
@@ -157,3 +157,23 @@ def misused(called: Callable[..., Any], by_place: Sequence[Any], by_name: Mappin
             return unknown_name(f"argument of {name}", unknown[0], taken, remedy=remedy)
         return InputError(f"{name}: {error}", remedy=remedy)
     return None
+
+
+if TYPE_CHECKING:
+
+    class Told(type):
+        """`type`, to who reads types."""
+
+else:
+
+    class Told(type):
+        """Of records that Python callers make: arguments that one does not take are an InputError with the nearest names."""
+
+        def __call__(cls, *by_place: Any, **by_name: Any) -> Any:
+            """Make an instance."""
+            try:
+                return super().__call__(*by_place, **by_name)
+            except TypeError:
+                if (error := misused(cls, by_place, by_name)) is not None:
+                    raise error from None
+                raise

@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from dataclasses import dataclass as dataclass
 
     Fields = tuple[Field[Any], ...]
-
-    class Told(type):
-        """`type`, to who reads types."""
-
 else:
 
     def dataclass(*, frozen: bool, slots: bool = False, kw_only: bool = False) -> Callable[[type[T]], type[T]]:
@@ -30,20 +26,6 @@ else:
         if not frozen:
             raise TypeError("for frozen classes only; dataclasses.dataclass makes the others")
         return lambda cls: _frozen(cls, slots, kw_only)
-
-    class Told(type):
-        """Of records that Python callers make: arguments that one does not take are an InputError with the nearest names."""
-
-        def __call__(cls, *by_place: Any, **by_name: Any) -> Any:
-            """Make an instance."""
-            try:
-                return super().__call__(*by_place, **by_name)
-            except TypeError:
-                from passes.errors import misused
-
-                if (error := misused(cls, by_place, by_name)) is not None:
-                    raise error from None
-                raise
 
 
 T = TypeVar("T")

@@ -8,8 +8,8 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from passes.blocks.devices import AUTO, PROCESSOR, built_for_cards, device_name, hidden_cards, listed_cards
-from passes.errors import InputError
-from passes.record import Told, dataclass
+from passes.errors import InputError, Told
+from passes.record import dataclass
 from passes.steps.executor import HERE, Executor
 from targets.engines.engine import find_engine
 from targets.gpu import Gpu, cards_named, find_gpu, fold, inline_gpu, this_cpu, unlisted_gpu

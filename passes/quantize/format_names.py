@@ -35,7 +35,7 @@ SPOKEN: Mapping[str, str] = {
 }  # fmt: skip
 #: What people type that names several, or by another word.
 _MEANT: Mapping[str, tuple[str, ...]] = {
-    "int8": ("w8a16-channel", "w8a8"), "fp4": ("nvfp4", "mxfp4"), "bnb": ("nf4", "int8-bnb"), "bnb-4bit": ("nf4",),
+    "int8": ("w8a16-channel", "w8a8"), "fp4": ("nvfp4",), "bnb": ("nf4", "int8-bnb"), "bnb-4bit": ("nf4",),
     "marlin": ("gptq-4-g128",),
 }  # fmt: skip
 #: Types of GGUF files, which are read here and made by llama.cpp alone.

@@ -87,11 +87,7 @@ def plan(
     `measure`: a work folder; the leading candidates are tried on a little text, and what they lose replaces what is expected.
     `on`: what computes here, where `apply` is forecast for, and whose processes try the candidates.
     """
-    measure = optional_path("measure", measure, "a folder for measurements")
-    if measure is not None:
-        from planner.setup.extras import require
-
-        require("torch", "transformers")
+    measure = _measuring(measure)
     called("progress", progress)
     record("on", on, Computing)
     here = computing(on.device)
@@ -136,6 +132,16 @@ def plan(
         ),
     )
     return Plan(sealed(document), spec, source, result)
+
+
+def _measuring(folder: Any) -> Path | None:
+    """The folder for measurements, where there are to be any. Raises before any work where what measures is not installed."""
+    measure = optional_path("measure", folder, "a folder for measurements")
+    if measure is not None:
+        from planner.setup.extras import require
+
+        require("torch", "transformers")
+    return measure
 
 
 def _resolved(verdict: Verdict | None, source: Source, tried: Mapping[tuple[Pass, ...], Trial]) -> Verdict | None:

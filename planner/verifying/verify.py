@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from passes.errors import GoalMissedError, InputError
+from passes.errors import GoalMissedError, InputError, Told
 from passes.files.atomic import read_json, write_json
 from passes.files.manifest import NAME as MANIFEST
 from passes.files.manifest import damage, renew
-from passes.record import Told, dataclass
+from passes.record import dataclass
 from planner.certificate import NAME, Comparison, read_certificate
 from planner.choice.goals import Goal
 from planner.figures import apart, show

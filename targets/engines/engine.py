@@ -13,10 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from passes.errors import InputError, Reason
+from passes.errors import InputError, Reason, Told
 from passes.formats.format import Format
 from passes.ir.model import ModelIR
-from passes.record import Told, dataclass
+from passes.record import dataclass
 from passes.registry import Registry
 from targets.engines.features import PLAIN, Features
 from targets.gpu import Gpu

@@ -182,8 +182,8 @@ def test_better_than_predicted_is_no_cross() -> None:
 @pytest.mark.parametrize(
     ("what", "old", "new", "shown"),
     [
-        ("ttft_ms", 786.1234567, 1530.2, ("ttft_ms", "786 ms", "1.53 s")),
-        ("tensor_bytes", 18909572656, 18909572000, ("tensor_bytes", "17.610912 GiB", "17.610911 GiB")),
+        ("ttft_ms", 786.1234567, 1530.2, ("TTFT", "786 ms", "1.53 s")),
+        ("tensor_bytes", 18909572656, 18909572000, ("weights", "17.610912 GiB", "17.610911 GiB")),
         ("log_ppl_increase", 0.0, None, ("perplexity", "+0.00 %", "none")),
         ("engine.name", "vllm", "exllamav2", ("engine.name", "vllm", "exllamav2")),
         ("passes[0].bpw", 4.29, 4.294, ("passes[0].bpw", "4.29 bits", "4.294 bits")),

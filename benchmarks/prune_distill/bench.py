@@ -39,6 +39,8 @@ LENGTH = 256
 #: What everything is judged on, and nothing is fitted to: a text of another source, and other news; shorter sequences. The measure of
 #: importance, the kinds of text that are looked at and the tokens of tuning were settled on earlier trials that read parts of the same two sources.
 SHORTER = 128
+#: Sequences of news whose last ones judge, however many others are looked at.
+DRAWN = 68
 JUDGING = ("Python's reference", "news")
 
 
@@ -158,15 +160,17 @@ def _texts(subject: Subject, run: RunContext, files: Path) -> tuple[torch.Tensor
     def read(name: str, source: TextSource) -> torch.Tensor:
         return read_tokens(token_file(run, files, name, source))
 
-    rounds, looked_at = subject.rounds, subject.rounds * NEWS
+    rounds = subject.rounds
     # Where a text begins with a token of its own, the second half of a sequence is no text.
     parts = 1 if first_tokens(tokenizer_of(files)) else LENGTH // SHORTER
     written = read("calibration text", TextSource("self", rounds * WRITTEN, LENGTH))
-    news = read("news", TextSource(str(news_file()), looked_at + subject.judged // parts, LENGTH))
+    judges = read("news", TextSource(str(news_file()), DRAWN, LENGTH))[-(subject.judged // parts) :]
+    news = read("more news", TextSource(str(news_file()), rounds * NEWS + len(judges), LENGTH))
+    news = news[~(news[:, None] == judges).all(-1).any(1)][: rounds * NEWS]
     reference = read("evaluation text", TextSource(PYTHON_REFERENCE, subject.judged, SHORTER))
     documentation = read("documentation", TextSource(str(libraries_file()), rounds * DOCUMENTATION, LENGTH))
-    kinds = [kind.unflatten(0, (rounds, -1)) for kind in (written, news[:looked_at], documentation)]
-    judging = news[looked_at:, : parts * SHORTER].reshape(-1, SHORTER)
+    kinds = [kind.unflatten(0, (rounds, -1)) for kind in (written, news, documentation)]
+    judging = judges[:, : parts * SHORTER].reshape(-1, SHORTER)
     return torch.cat(kinds, 1).flatten(0, 1), torch.cat([reference, judging])
 
 

@@ -26,7 +26,7 @@ from passes.steps.context import RunContext
 from passes.steps.cost import StepCost, WalkSize, Work, states_bytes
 from passes.steps.key import content_key
 from passes.text.source import tokens_digest
-from passes.text.split import FISHER_SEQUENCES
+from passes.text.split import FELT_SEQUENCES
 
 #: How important a unit is (`passes.algorithms.removal.importance`, `passes.prune.sensitivity`); the last two look at no text and are there
 #: to be compared with.
@@ -157,7 +157,7 @@ class WidthPrune(Pass):
             return []
         from passes.prune.sensitivity import unit_scores
 
-        short = run.on_text(run.text[:FISHER_SEQUENCES])
+        short = run.on_text(run.text[:FELT_SEQUENCES])
         # Which units there are depends on what is cut, not on how many stay.
         kinds = (bool(self.intermediate), bool(self.kv_heads))
         key = content_key(*before.identity, "sensitivity", kinds, tokens_digest(short.text))
@@ -171,7 +171,7 @@ class WidthPrune(Pass):
 
     def cost(self, source: ModelIR, walk: WalkSize) -> dict[str, StepCost]:
         """Return what its walk takes: forwards through each block as it was and as it is, the readers' Hessians, a copy of the model."""
-        short = min(walk.samples, FISHER_SEQUENCES) * walk.length
+        short = min(walk.samples, FELT_SEQUENCES) * walk.length
         forward, disk = forward_operations(source), 3 * states_bytes(source, walk.tokens) + source.tensor_bytes
         looked, forwards = walk.tokens if self.looks else 0, 2
         if self.compensate:  # the source beside it, and each block once more to see what it still lacks

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 _JUDGING_SHARE = 8
 #: Sequences that allocations are fitted to before they are held against each other, and that formats' costs are estimated on.
 FITTED_SEQUENCES = FISHER_SEQUENCES = 16
+#: Sequences on which it is felt which units matter.
+FELT_SEQUENCES = 48
 #: Enough for the KL of two sets of dropped blocks, which lie far apart; a forward costs what it costs.
 JUDGED_TOKENS = 4096
 

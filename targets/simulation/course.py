@@ -79,7 +79,7 @@ class Recorder:
 
     @property
     def lag(self) -> int:
-        """As the queue has it."""
+        """Steps that are composed before the last one is settled."""
         return self.queue.lag
 
     @property
@@ -224,7 +224,7 @@ class _Clients:
         """Of each the soonest that it is seen, and how many had been when it was sent."""
 
     def begin(self) -> float:
-        """Return when the first of them is seen."""
+        """Return the second at which the first of them is seen."""
         now = 0.0
         assert self._door is not None
         while not (came := self._at_door(now)):

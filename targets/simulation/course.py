@@ -11,10 +11,14 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from targets.simulation.arrivals import Arrivals
 from targets.simulation.scheduler import Batch, Request, Room
 from targets.simulation.simulate import Door, Host, Queue, Run
+
+#: What tells the seconds of a step.
+StepSeconds: TypeAlias = Callable[[Batch], float]
 
 #: Seconds by which times must be apart to be told apart whatever way they were summed up.
 _APART = 1e-9
@@ -24,8 +28,8 @@ _LONGEST = 10_000
 
 @dataclass(slots=True)
 class Spell:
-    """Steps that hold the same requests and were told as one: `most` of them, of which so many `steps` were taken before one that arrives was
-    to be looked at, which it is where the queue is `open`. `whole`, `middle`: what stands for all, and for those taken. `ended`: as of a stage.
+    """Steps that hold the same requests and were told as one: `most` of them, of which `steps` were taken before one that arrives was to be
+    looked at, which it is where the queue is `open`. `whole`, `middle`: what stands for all, and for those taken. `ended`: as of a stage.
     """
 
     most: int
@@ -38,8 +42,8 @@ class Spell:
 
 @dataclass(slots=True)
 class Stage:
-    """A composed step, and the `spells` that follow it. `arrived`: requests that came before it; `first`, `ended`: those whose first and whose
-    last token appear.
+    """A composed step, and the `spells` that follow it. `arrived`: requests that came before it; `first`, `ended`: those whose first and
+    whose last token appear.
     """
 
     arrived: int
@@ -151,7 +155,7 @@ class Recorder:
 def retimed(
     course: Course,
     lag: int,
-    step_s: Callable[[Batch], float],
+    step_s: StepSeconds,
     arrivals: Arrivals,
     lengths: Sequence[tuple[int, int]],
     host: Host,
@@ -190,7 +194,7 @@ def retimed(
 
 
 def _as_long(
-    spell: Spell, arrival: tuple[float, float], step: tuple[float, float], lag: int, step_s: Callable[[Batch], float]
+    spell: Spell, arrival: tuple[float, float], step: tuple[float, float], lag: int, step_s: StepSeconds
 ) -> bool:
     """Tell whether a spell surely has as many steps where the next arrival is seen between two times, and the last step runs between two."""
     (soonest, latest), now = arrival, step[1]
@@ -199,7 +203,7 @@ def _as_long(
     return all(_steps(spell, at, step, lag, step_s) == spell.steps for at in {soonest, latest})
 
 
-def _steps(spell: Spell, arrival: float, step: tuple[float, float], lag: int, step_s: Callable[[Batch], float]) -> int:
+def _steps(spell: Spell, arrival: float, step: tuple[float, float], lag: int, step_s: StepSeconds) -> int:
     """How many steps of a spell are taken, as `simulate` takes them."""
     began, now = step
     if arrival <= now:

@@ -91,9 +91,10 @@ def nearest(
             judged.add(place, space[place])
     found = _in_order(judged, order)
     decision, known = told_of(rule, [verdict for _, verdict in found], told)
-    # What is behind for all that it misses may miss less of the goals alone.
-    close = [place for best, place in ahead if best.hopeless and best.goals < _missed(decision.chosen)]
-    if any(place not in judged.verdicts for place in close):
+    # What is behind for all that it misses may miss less of the goals alone; what is refused for more is behind for that.
+    hard, most = refusals(decision.chosen.reasons), _missed(decision.chosen)
+    near = (place for best, place in ahead if best.hopeless and best.behind[0] <= hard and best.goals < most)
+    if close := [place for place in near if place not in judged.verdicts]:
         for place in close:
             judged.add(place, space[place])
         found = _in_order(judged, order)

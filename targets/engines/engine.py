@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from targets.engines.pasted import Pasted
     from targets.launch.request import Launch, LaunchRequest
     from targets.serve.verifier import Verifier
-    from targets.simulation.simulate import Composer
+    from targets.simulation.simulate import Queue
 
 #: The engine that is meant where none is named.
 DEFAULT_ENGINE = "vllm"
@@ -342,7 +342,7 @@ class Engine(ABC):
         """Return the model in the types that it computes and caches in on a card."""
         return ir
 
-    def queue(self, gpu: Gpu, settings: Settings, workload: Workload, kv: KVEstimate) -> Composer | None:
+    def queue(self, gpu: Gpu, settings: Settings, workload: Workload, kv: KVEstimate) -> Queue | None:
         """Return its scheduler, to be simulated with the cache of one replica; None where its rules are not known."""
         return None
 

@@ -9,9 +9,11 @@ prompt is whole.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Hashable
+from dataclasses import replace
 from heapq import heappop, heappush
 
-from targets.simulation.scheduler import Batch, Cache, Request
+from targets.simulation.scheduler import Batch, Cache, Request, Room
 
 #: How often a job may be overtaken by smaller ones (`max_skips`).
 MAX_SKIPS = 4
@@ -36,6 +38,23 @@ class Generator:
         self._offsets = 0
         self._left = False
         """Whether somebody left since those that wait were looked at."""
+        self._most = 0
+        self._spare = cache.blocks - 1
+
+    @property
+    def decides_by(self) -> Hashable:
+        """All that its iterations depend on but the jobs and how much room there is for them."""
+        return Generator, self._chunk, replace(self._cache, blocks=0)
+
+    @property
+    def room(self) -> Room:
+        """What it has for jobs."""
+        return Room(self._sequences, self._cache.blocks)
+
+    @property
+    def spare(self) -> Room:
+        """What was left of that at least, whenever it mattered; negative where it did not do."""
+        return Room(self._sequences - self._most - 1, self._spare)
 
     @property
     def idle(self) -> bool:
@@ -101,6 +120,7 @@ class Generator:
         overtaken: list[Request] = []
         for request in list(self.waiting) if self.open else ():
             if self._running >= self._sequences or self._pages(request) > self.free:
+                self._spare = -1
                 overtaken.append(request)
                 continue
             if any(self._skipped.get(each, 0) >= MAX_SKIPS for each in overtaken):
@@ -110,6 +130,7 @@ class Generator:
             self.waiting.remove(request)
             self._prefilling.append(request)
             self.free -= self._pages(request)
+            self._most, self._spare = max(self._most, self._running), min(self._spare, self.free - 1)
 
     def _pages(self, request: Request) -> int:
         return self._cache.needed(request.prompt + request.output)

@@ -9,7 +9,8 @@ E2E    from sending to the last token
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from operator import sub, truediv
 
 from passes.record import dataclass
 from targets.simulation.simulate import Run
@@ -78,22 +79,23 @@ class Figures:
 
 def figures(run: Run) -> Figures:
     """Sum up a run of at least one request."""
-    every = range(len(run.sent))
-    tpot = [(run.done[n] - run.first[n]) / (run.outputs[n] - 1) for n in every if run.outputs[n] > 1]
+    told = zip(run.first, run.done, run.outputs, strict=True)
+    tpot = [(done - first) / (output - 1) for first, done, output in told if output > 1]
     seconds = max(max(run.done) - min(run.sent), 1e-12)
     return Figures(
-        Distribution.of([run.first[n] - run.sent[n] for n in every]),
+        Distribution.of(list(map(sub, run.first, run.sent))),
         Distribution.of(tpot) if tpot else None,
         Distribution.weighted(run.gaps) if tpot else None,
-        Distribution.of([run.done[n] - run.sent[n] for n in every]),
-        sum(run.outputs) / seconds, len(every) / seconds, run.full_s / seconds, run.preemptions,
+        Distribution.of(list(map(sub, run.done, run.sent))),
+        sum(run.outputs) / seconds, len(run.sent) / seconds, run.full_s / seconds, run.preemptions,
     )  # fmt: skip
 
 
-def goodput(run: Run, meets: Callable[[float, float, float], bool]) -> float:
-    """Count the requests a second that meet a goal on their (TTFT, TPOT, E2E), seconds each (`vllm bench serve --goodput`)."""
-    good = sum(
-        meets(first - sent, (done - first) / max(output - 1, 1), done - sent)
-        for sent, first, done, output in zip(run.sent, run.first, run.done, run.outputs, strict=True)
-    )
-    return good / max(max(run.done) - min(run.sent), 1e-12)
+def goodput(run: Run, limits: Iterable[tuple[str, float]]) -> float:
+    """Count the requests a second that keep every limit: a latency's name and its most milliseconds (`vllm bench serve --goodput`)."""
+    waits = {
+        "ttft": lambda: map(sub, run.first, run.sent), "e2e": lambda: map(sub, run.done, run.sent),
+        "tpot": lambda: map(truediv, map(sub, run.done, run.first), (max(output - 1, 1) for output in run.outputs)),
+    }  # fmt: skip
+    kept = ([1e3 * seconds <= most for seconds in waits[name]()] for name, most in limits)
+    return sum(map(all, zip(*kept, strict=True))) / max(max(run.done) - min(run.sent), 1e-12)

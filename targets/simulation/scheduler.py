@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 
 from targets.simulation.free_blocks import FreeBlocks, Left
@@ -61,6 +62,14 @@ class Cache:
     def needed(self, tokens: int, besides: int = 0) -> int:
         """Count the blocks that hold so many tokens of one request, which takes `besides` more."""
         return -(-tokens // self.block) + besides if tokens else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Room for requests: how many at work at once, and blocks of the cache."""
+
+    places: int
+    blocks: int
 
 
 @dataclass(slots=True, eq=False)
@@ -134,8 +143,25 @@ class Scheduler:
         self._partial: Request | None = None
         self._prefix_holders = 0
         self._prefix_known = False
+        self._most = 0
+        self._spare = cache.blocks
 
     apart = False
+
+    @property
+    def decides_by(self) -> Hashable:
+        """All that its steps depend on but the requests and how much room there is for them."""
+        return Scheduler, replace(self.rules, sequences=0), replace(self.cache, blocks=0)
+
+    @property
+    def room(self) -> Room:
+        """What it has for requests."""
+        return Room(self.rules.sequences, self.cache.blocks)
+
+    @property
+    def spare(self) -> Room:
+        """What was left of that at least, whenever it mattered; negative where it did not do."""
+        return Room(self.rules.sequences - self._most - 1, self._spare)
 
     @property
     def free(self) -> int:
@@ -197,8 +223,11 @@ class Scheduler:
             if self.waiting and places and self._fits(self.waiting[0]):
                 return 0, 0, 0
         most, context = self._next_end() - self.step, self._offsets + decoding * (self.step + 1)
-        if self._free.count < decoding * (most // self.cache.block + 1):
+        left = self._free.count - decoding * (most // self.cache.block + 1)
+        if left < 0:
             most = self._held(most)
+        elif left < self._spare:
+            self._spare = left
         return most, decoding, context
 
     def _held(self, most: int) -> int:
@@ -211,6 +240,7 @@ class Scheduler:
             if free < 0:
                 break
             steps += 1
+        self._spare = min(self._spare, free)
         return min(steps, most)
 
     def skip(self, steps: int) -> list[Request]:
@@ -269,10 +299,13 @@ class Scheduler:
         """
         needed = self._phases.get(self.step % self.cache.block, 0)
         if self._partial is not None or needed > self._free.count:
+            self._spare = min(self._spare, self._free.count - self._needed())
             while self._needed() > self._free.count:
                 self._preempt(batch, next(reversed(self.running)))
             needed = self._phases.get(self.step % self.cache.block, 0)
         self._free.take(needed)
+        if self._free.count < self._spare:
+            self._spare = self._free.count
         batch.decode, batch.context = self._decoding, self._offsets + self._decoding * self.step
         budget = self.rules.tokens - self._decoding
         if self._partial is not None and budget > 0:
@@ -318,6 +351,7 @@ class Scheduler:
                 return
             self.waiting.popleft()
             self.running[request] = None
+            self._most = max(self._most, len(self.running))
             self._share(request)
             budget -= self._chunk(batch, request, budget)
 
@@ -332,7 +366,9 @@ class Scheduler:
         if not self.rules.whole_prompt:
             there = hit + (request.left.blocks if request.left else 0)
             tokens = min(tokens, there * self.cache.block + (budget or self.rules.tokens))
-        return self.cache.needed(tokens, request.besides) - (hit if self._prefix_holders else 0) <= self.free
+        left = self.free - self.cache.needed(tokens, request.besides) + (hit if self._prefix_holders else 0)
+        self._spare = min(self._spare, left)
+        return left >= 0
 
     def _share(self, request: Request) -> None:
         """Give a request the blocks of the prefix that are there, and what is left of its own."""

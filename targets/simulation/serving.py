@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 from passes.ir.model import ModelIR
@@ -16,10 +16,11 @@ from targets.gpu import Gpu
 from targets.quantity import Quantity
 from targets.simulation import arrivals as arriving
 from targets.simulation import lengths as long
+from targets.simulation.course import Course, Recorder, retimed
 from targets.simulation.highest import highest_rate, most_clients
 from targets.simulation.metrics import PERCENTILES, Distribution, figures, goodput
 from targets.simulation.scheduler import Batch, Besides, Cache
-from targets.simulation.simulate import Composer, Host, Run, simulate
+from targets.simulation.simulate import Host, Queue, Run, simulate
 from targets.simulation.step_times import StepTimes
 from targets.speed.estimate import REQUESTS, ROUNDS, Asked, asked, steady
 from targets.speed.rates import Width, is_fitted
@@ -34,6 +35,8 @@ _CACHE_ERROR, _LEAST_CACHE = 0.1, 0.1
 _SPREAD, _FEW_ROUNDS = 0.11, 3
 #: Requests of a run at a rate that only says whether a load is served, at most.
 _SHORT_RUN = MOST_CLIENTS
+#: Courses of a load that are kept: clocks that bring requests to other steps make others.
+_MOST_COURSES = 4
 #: A block that holds any sequence: for caches that do not grow with it.
 _ANY_LENGTH = 1 << 40
 
@@ -46,6 +49,7 @@ class Load:
     lengths: Sequence[tuple[int, int]]
 
 
+@lru_cache(maxsize=16)
 def load_of(workload: Workload, replicas: int = 1) -> Load:
     """Return what reaches one of `replicas` that share a workload evenly."""
     if workload.trace is not None:
@@ -167,7 +171,8 @@ def _served(of: _Simulated) -> SpeedEstimate:
     told = _estimate(steady(question), runs, question, load, width)
     if not workload.limits:
         return told
-    good = [question.replicas * goodput(each, partial(_kept, workload.limits)) for each in runs]
+    limits = [(limit.latency, limit.at_most_ms) for limit in workload.limits]
+    good = [question.replicas * goodput(each, limits) for each in runs]
     return replace(told, goodput_req_s=Quantity(good[0], min(good), max(good), question.fitted.basis))
 
 
@@ -207,13 +212,17 @@ def _is_simulated(engine: Engine, gpu: Gpu, settings: Settings, workload: Worklo
 
 def _runs(engine: Engine, gpu: Gpu, settings: Settings, kv: KVEstimate, question: Asked) -> Callable[..., Run]:
     """Return what simulates a load of a workload, slower (in log space), with a share of the cache, seconds before the first prompts."""
-    own = question.run
-    seconds = StepTimes(own.stage, question.loop.cache_bytes, settings.parallel.pp, own.launches_s)
+    own, rates = question.run, question.fitted.rates
+    times = StepTimes(own.stage, question.loop.cache_bytes, settings.parallel.pp, own.launches_s)
+    seconds: tuple[Callable[[Batch], float], ...] = (times, times.apart)
+    known = [cache(each) for each in seconds]  # by batch: runs of one course have their batches in common
+    host = Host(rates.request_s(own.tp), rates.serial_s, rates.host_token_s)
 
     def run(workload: Workload, load: Load, slower: float = 0.0, share: float = 1.0, first_s: float = 0.0) -> Run:
         queue = engine.queue(gpu, settings, workload, _scaled(kv, share))
         assert queue is not None
-        return _run(_Paced(seconds, math.exp(slower), queue.apart, first_s), queue, load, question)
+        step_s = (seconds if any(load.arrivals.due) else known)[queue.apart]
+        return _run(partial(_Paced, step_s, math.exp(slower), first_s), queue, load, host)
 
     return run
 
@@ -222,12 +231,6 @@ def _unsaid(workload: Workload) -> bool:
     """Whether nobody said how many requests a closed loop has, nor how their lengths differ: clients may as well stay in step."""
     told = workload.requests or workload.input_p95 or workload.output_p95 or workload.trace
     return (workload.concurrency or 1) > 1 and workload.rate is None and not told
-
-
-def _kept(limits: Sequence[Limit], ttft: float, tpot: float, e2e: float) -> bool:
-    """Whether one request keeps every limit, whatever share of them must."""
-    seconds = {"ttft": ttft, "tpot": tpot, "e2e": e2e}
-    return all(1e3 * seconds[limit.latency] <= limit.at_most_ms for limit in limits)
 
 
 def _keeps(run: Run, limits: Sequence[Limit]) -> bool:
@@ -268,8 +271,8 @@ def _scaled(kv: KVEstimate, share: float) -> KVEstimate:
 class _Paced:
     """Seconds of a step by a step model, times a factor; the first one that reads a prompt takes `first_s` more."""
 
-    def __init__(self, seconds: StepTimes, factor: float, apart: bool, first_s: float) -> None:
-        self._seconds, self._factor, self._first_s = seconds.apart if apart else seconds, factor, first_s
+    def __init__(self, seconds: Callable[[Batch], float], factor: float, first_s: float) -> None:
+        self._seconds, self._factor, self._first_s = seconds, factor, first_s
 
     def __call__(self, batch: Batch) -> float:
         once = 0.0
@@ -278,10 +281,25 @@ class _Paced:
         return once + self._factor * self._seconds(batch)
 
 
-def _run(step_s: _Paced, queue: Composer, load: Load, question: Asked) -> Run:
-    rates = question.fitted.rates
-    host = Host(rates.request_s(question.run.tp), rates.serial_s, rates.host_token_s)
-    return simulate(step_s, queue, load.arrivals, load.lengths, host)
+def _run(paced: Callable[[], _Paced], queue: Queue, load: Load, host: Host) -> Run:
+    """Simulate a load. One without due times takes the course of another run of it, on its own clock, where there is one."""
+    if any(load.arrivals.due):
+        return simulate(paced(), queue, load.arrivals, load.lengths, host)
+    known = _courses(queue.decides_by, tuple(load.lengths), load.arrivals.at_once)
+    for course in known:
+        if course.fits(queue.room) and (run := retimed(course, queue.lag, paced(), load.arrivals, load.lengths, host)):
+            return run
+    recorder = Recorder(queue)
+    run = simulate(paced(), recorder, load.arrivals, load.lengths, host)
+    if (made := recorder.course()) is not None:
+        known[:] = [made, *known][:_MOST_COURSES]
+    return run
+
+
+@lru_cache(maxsize=16)
+def _courses(decides_by: Hashable, lengths: tuple[tuple[int, int], ...], at_once: int | None) -> list[Course]:
+    """The courses that are known of a load without due times, the newest first."""
+    return []
 
 
 def _estimate(

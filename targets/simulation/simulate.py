@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from targets.simulation.arrivals import Arrivals
-from targets.simulation.scheduler import Batch, Request
+from targets.simulation.scheduler import Batch, Request, Room
 
 
 class Composer(Protocol):
@@ -53,6 +53,22 @@ class Composer(Protocol):
 
     def skip(self, steps: int) -> list[Request]:
         """Go past so many of them. Returns those that the last one ends."""
+
+
+class Queue(Composer, Protocol):
+    """An engine's own scheduler, which says what its steps depend on."""
+
+    @property
+    def decides_by(self) -> Hashable:
+        """All that its steps depend on but the requests and how much room there is for them."""
+
+    @property
+    def room(self) -> Room:
+        """What it has for requests."""
+
+    @property
+    def spare(self) -> Room:
+        """What was left of that at least, whenever it mattered; negative where it did not do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +136,7 @@ class _Serving:
         self.began = self.now = 0.0
         self.left = count
         self._step_s, self._scheduler, self._lag = step_s, scheduler, scheduler.lag
-        self._door = _Door(arrivals, lengths, host, self.run.sent)
+        self._door = Door(arrivals, lengths, host, self.run.sent)
         self._stalled: dict[Request, float] = {}
         self._asked = Batch()
 
@@ -193,7 +209,7 @@ class _Serving:
             answered(now)
 
 
-class _Door:
+class Door:
     """Clients and the host: from when a request is due to when the engine sees it.
 
     The host's one thread takes turns between the requests in hand, so that those that come together are through together, in their order.
@@ -201,7 +217,8 @@ class _Door:
 
     def __init__(self, arrivals: Arrivals, lengths: Sequence[tuple[int, int]], host: Host, sent: list[float]) -> None:
         self._due, self._lengths, self._host, self._sent = arrivals.due, lengths, host, sent
-        self._number = 0
+        self.number = 0
+        """Of the request that is sent next."""
         self._sending: deque[tuple[float, int]] = deque()
         self._at_work: deque[tuple[float, int]] = deque()
         self._now = self._turned = 0.0
@@ -224,13 +241,13 @@ class _Door:
 
     def answered(self, now: float) -> None:
         """Free a client by an answer: the next request is sent, when it is due."""
-        if self._number < len(self._lengths):
+        if self.number < len(self._lengths):
             self._send(now)
             self.next = self._next()
 
     def _send(self, now: float) -> None:
-        number = self._number
-        self._number += 1
+        number = self.number
+        self.number += 1
         self._sent[number] = at = max(now, self._due[number])
         self._sending.append((at, number))
 

@@ -7,6 +7,8 @@ From the description's work (`work`), the card's peaks and fitted efficiencies (
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import cached_property
 
 from passes.ir.model import ModelIR
 from passes.record import dataclass, replace
@@ -18,7 +20,7 @@ from targets.speed.card import card_of, generation_of
 from targets.speed.closed_loop import Loop, Means, closed_loop
 from targets.speed.pictures import encoding_s
 from targets.speed.rates import Fitted, Regime, Width, eager, engine_values, fitted_rates, rates_from
-from targets.speed.step import Card, Step, handing_on_seconds, launch_seconds, step_seconds, unseen_seconds
+from targets.speed.step import Card, Step, handing_on_seconds, launch_seconds, step_model, unseen_seconds
 from targets.speed.work import Work, work_of
 from targets.workload import Workload
 
@@ -189,7 +191,7 @@ def _measured(fitted: Fitted, engine: str, gpu: Gpu, version: str | None, profil
     return Fitted(rates_from(values, generation_of(gpu), version), dict.fromkeys(Regime, width), Basis.MEASURED)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Run:
     """The step model of one replica, which shares its experts with `sharing` of them, itself included."""
 
@@ -208,9 +210,12 @@ class Run:
 
     def stage(self, step: Step) -> float:
         """Return the seconds of a step of what one stage has in hand, and of handing it on."""
-        seconds = step_seconds(self.work, self.card, self.fitted.rates, step, self.tp, self.sharing)
         tokens = step.decode + step.prefill
-        return seconds + handing_on_seconds(self.work, self.card, self.fitted.rates, tokens, self.tp, self.pp)
+        return self._model(step) + handing_on_seconds(self.work, self.card, self.fitted.rates, tokens, self.tp, self.pp)
+
+    @cached_property
+    def _model(self) -> Callable[[Step], float]:
+        return step_model(self.work, self.card, self.fitted.rates, self.tp, self.sharing)
 
     @property
     def launches_s(self) -> float:

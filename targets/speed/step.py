@@ -13,7 +13,7 @@ from passes.formats.format import Format
 from passes.record import dataclass
 from targets.gpu import Network
 from targets.speed.kernels import Kernel
-from targets.speed.work import Attention, Experts, Work
+from targets.speed.work import Attention, Experts, Matmul, Work
 
 #: Exponent of the power mean that joins reading and computing: infinity would be the plain roofline, 1 no overlap at all.
 OVERLAP = 3.0
@@ -158,29 +158,37 @@ def step_seconds(work: Work, card: Card, rates: Rates, step: Step, tp: int = 1, 
     """Return seconds of one step of a model spread over `tp` cards. `sharing`: replicas over whose cards its experts are spread, all of
     which step together and are as busy (vLLM's data parallel, whether experts are whole or cut).
     """
-    tokens = step.decode + step.prefill if step.prefill else padded(step.decode, rates.graphs)
-    seconds = overhead_seconds(work, card, rates) + rates.sequence_s * step.decode
-    seconds += rates.token_s * step.prefill * work.layers * work.hidden / 4096
-    for matmul in work.matmuls:
-        share = tp if matmul.sharded else 1
-        kernel = card.kernel(matmul.storage)
-        seconds += _matmul_seconds(kernel, card, rates, matmul.bytes / share, matmul.weights / share * tokens)
-    kernel = card.kernel(work.head.storage)
-    sampled = step.decode + step.prompts
-    seconds += _matmul_seconds(kernel, card, rates, work.head.bytes / tp, work.head.weights / tp * sampled)
-    for experts in work.experts:
-        seconds += _experts_seconds(experts, card, rates, tokens * sharing, tp * sharing)
-    if sharing > 1:
-        seconds += exchange_seconds(work, card, rates, tokens, tp, sharing)
-    for attention in work.attention:
-        seconds += attention.layers * _attention_seconds(attention, card, rates, step, tp)
-    moving = step.decode + rates.recurrence * step.prefill
-    seconds += moving * work.state_bytes / tp / (card.bandwidth * rates.cache)
-    if tp > 1:
-        # ring all-reduce after attention and after the MLP; each moves 2 (tp - 1) / tp of the 16-bit activations
-        moved = 2 * (tp - 1) / tp * 2 * work.hidden * tokens
-        seconds += 2 * work.layers * _all_reduce_s(card, rates, moved, tp)
-    return seconds
+    return step_model(work, card, rates, tp, sharing)(step)
+
+
+def step_model(work: Work, card: Card, rates: Rates, tp: int = 1, sharing: int = 1) -> Callable[[Step], float]:
+    """Return what tells the seconds of steps (`step_seconds`), with all that depends on no step worked out."""
+    overhead, head = overhead_seconds(work, card, rates), _matrix(work.head, card, rates, tp)
+    matrices = [_matrix(matmul, card, rates, tp if matmul.sharded else 1) for matmul in work.matmuls]
+
+    def seconds_of(step: Step) -> float:
+        tokens = step.decode + step.prefill if step.prefill else padded(step.decode, rates.graphs)
+        seconds = overhead + rates.sequence_s * step.decode
+        seconds += rates.token_s * step.prefill * work.layers * work.hidden / 4096
+        for read, weights, rate in matrices:
+            seconds += _join(read, 2 * (weights * tokens) / rate)
+        read, weights, rate = head
+        seconds += _join(read, 2 * (weights * (step.decode + step.prompts)) / rate)
+        for experts in work.experts:
+            seconds += _experts_seconds(experts, card, rates, tokens * sharing, tp * sharing)
+        if sharing > 1:
+            seconds += exchange_seconds(work, card, rates, tokens, tp, sharing)
+        for attention in work.attention:
+            seconds += attention.layers * _attention_seconds(attention, card, rates, step, tp)
+        moving = step.decode + rates.recurrence * step.prefill
+        seconds += moving * work.state_bytes / tp / (card.bandwidth * rates.cache)
+        if tp > 1:
+            # ring all-reduce after attention and after the MLP; each moves 2 (tp - 1) / tp of the 16-bit activations
+            moved = 2 * (tp - 1) / tp * 2 * work.hidden * tokens
+            seconds += 2 * work.layers * _all_reduce_s(card, rates, moved, tp)
+        return seconds
+
+    return seconds_of
 
 
 def _all_reduce_s(card: Card, rates: Rates, moved: float, cards: int) -> float:
@@ -245,9 +253,11 @@ def _join(read: float, compute: float) -> float:
     return float((read**OVERLAP + compute**OVERLAP) ** (1 / OVERLAP))
 
 
-def _matmul_seconds(kernel: Kernel, card: Card, rates: Rates, bytes_read: float, multiplications: float) -> float:
-    read = bytes_read / (card.bandwidth * rates.memory[kernel.family])
-    return _join(read, 2 * multiplications / (card.rate(kernel.arithmetic) * rates.compute[kernel.family]))
+def _matrix(matmul: Matmul, card: Card, rates: Rates, share: int) -> tuple[float, float, float]:
+    """A matrix of which each of `share` cards has its part: seconds to read that, its weights, and operations a second on them."""
+    kernel = card.kernel(matmul.storage)
+    read = matmul.bytes / share / (card.bandwidth * rates.memory[kernel.family])
+    return read, matmul.weights / share, card.rate(kernel.arithmetic) * rates.compute[kernel.family]
 
 
 def _experts_seconds(experts: Experts, card: Card, rates: Rates, tokens: float, tp: int) -> float:

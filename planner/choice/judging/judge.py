@@ -40,7 +40,7 @@ class Judge:
         self._rule = Rule(spec.goals, gpu, engine_named=True)
         self._workload, self._card_bytes = workload_of(spec), gpu.memory_bytes.value
         self._chains: dict[tuple[object, tuple[Pass, ...]], Made] = {}
-        self._last: tuple[Design, Made] | None = None
+        self._described: dict[int, tuple[Design, Made]] = {}
         self._others: dict[Candidate, list[Verdict]] = {}
         self._endless: dict[str, MemoryEstimate] = {}
         self._verdicts: dict[tuple[int, Settings, int | None], tuple[Design, Verdict]] = {}
@@ -88,7 +88,9 @@ class Judge:
         return self._workload.concurrency or 1
 
     def leanest(self, design: Design) -> MemoryEstimate:
-        """Return the memory where settings leave the cache the most room."""
+        """Return the memory where settings leave the cache the most room; of a load that arrives, whatever of it is there at once."""
+        if self._workload.rate is None:
+            return self.verdict(design, design.settings[-1]).memory
         ir, settings = self.chain_of(design)[0], design.settings[-1]
         return find_engine(design.engine).memory(ir, self._gpu, settings, self._workload)
 
@@ -224,11 +226,11 @@ class Judge:
 
     def described(self, design: Design) -> Made:
         """Return what all settings of a design have in common, what the engine has against it among the reasons."""
-        if self._last is None or self._last[0] is not design:
+        if id(design) not in self._described:  # with the design, so that no other one gets its number
             ir, illegal, quality = self.chain_of(design)
             refused = find_engine(design.engine).illegal(ir, self._gpu, design.settings[0])
-            self._last = design, (ir, (*illegal, *refused), quality)
-        return self._last[1]
+            self._described[id(design)] = design, (ir, (*illegal, *refused), quality)
+        return self._described[id(design)][1]
 
     def chain_of(self, design: Design) -> Made:
         """Return what a design's chain makes of the model: all that is known before engine and card are asked."""

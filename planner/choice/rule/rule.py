@@ -95,13 +95,16 @@ class Rule:
         for criterion in self.criteria:
             if len(left) <= 1:
                 break
-            figures = {id(v): self._figure(criterion, v) for v in left}
-            best = min(left, key=lambda v: figures[id(v)])
-            beyond = {id(v): figures[id(v)] - figures[id(best)] - criterion.width(best, v) for v in left}
-            out = [v for v in left if beyond[id(v)] > 0]
+            figures = [self._figure(criterion, v) for v in left]
+            least = min(figures)
+            if least == max(figures):
+                continue
+            best = left[figures.index(least)]
+            beyond = [figure - least - criterion.width(best, v) for figure, v in zip(figures, left, strict=True)]
+            out = [v for v, more in zip(left, beyond, strict=True) if more > 0]
             if out:
                 fallen.append((criterion, out))
-                left = [v for v in left if beyond[id(v)] <= 0]
+                left = [v for v, more in zip(left, beyond, strict=True) if more <= 0]
         return left, fallen
 
     def _undominated(self, chosen: Verdict, candidates: Sequence[Verdict]) -> Verdict:

@@ -38,7 +38,7 @@ from targets.workload import Workload
 if TYPE_CHECKING:
     from targets.launch.request import Launch, LaunchRequest
     from targets.serve.verifier import Verifier
-    from targets.simulation.simulate import Composer
+    from targets.simulation.simulate import Queue
 
 _MIB = 1 << 20
 #: Tokens a page, and tokens of a prompt chunk (`max_input_len`, `chunk_size`).
@@ -184,7 +184,7 @@ class Exllama(Engine):
         requests = settings.max_num_seqs or workload.concurrency or 1
         return Scheduler(settings.max_num_batched_tokens or CHUNK, requests)
 
-    def queue(self, gpu: Gpu, settings: Settings, workload: Workload, kv: KVEstimate) -> Composer:
+    def queue(self, gpu: Gpu, settings: Settings, workload: Workload, kv: KVEstimate) -> Queue:
         """Compose steps as the dynamic generator does, with pages for whole answers."""
         from targets.simulation.exllama import Generator
         from targets.simulation.serving import cache_of

@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from targets.engines.pasted import Pasted
     from targets.launch.request import Launch, LaunchRequest
     from targets.serve.verifier import Verifier
-    from targets.simulation.simulate import Composer
+    from targets.simulation.simulate import Queue
 
 #: The first version without a loader of GGUF files (`model_loader/gguf_loader.py`).
 _GGUF_LEFT = (0, 24, 0)
@@ -222,7 +222,7 @@ class Vllm(Engine):
         rules, _ = rules_as_set(settings, gpu)
         return as_cached(resident_model(computed(ir, gpu, settings, rules)), rules)
 
-    def queue(self, gpu: Gpu, settings: Settings, workload: Workload, kv: KVEstimate) -> Composer:
+    def queue(self, gpu: Gpu, settings: Settings, workload: Workload, kv: KVEstimate) -> Queue:
         """Return V1's scheduler; with pipeline stages one step stands for a batch in each, composed when the last is settled."""
         from targets.simulation import scheduler
         from targets.simulation.serving import cache_of

@@ -5,7 +5,10 @@ from __future__ import annotations
 from targets.figures import all_apart, apart, show
 from targets.quantity import Quantity
 
-__all__ = ["all_apart", "apart", "intervals_apart", "show", "show_interval"]
+__all__ = ["ALIKE", "all_apart", "apart", "intervals_apart", "show", "show_interval"]
+
+#: Figures that differ by no larger share are one to people.
+ALIKE = 5e-4
 
 
 def show_interval(quantity: Quantity, unit: str, shown: str | None = None) -> str:
@@ -15,6 +18,6 @@ def show_interval(quantity: Quantity, unit: str, shown: str | None = None) -> st
 
 
 def intervals_apart(first: Quantity, second: Quantity, unit: str) -> tuple[str, str]:
-    """Write two figures with their intervals, the figures themselves with as many digits as tell them apart."""
-    shown = apart(first.value, second.value, unit)
+    """Write two figures with their intervals, the figures themselves with as many digits as tell them apart where people would."""
+    shown = all_apart((first.value, second.value), unit, ALIKE)
     return show_interval(first, unit, shown[0]), show_interval(second, unit, shown[1])

@@ -16,7 +16,7 @@ from planner.choice.rule.criteria import making
 from planner.choice.rule.words import MAKING
 from planner.choice.search import SearchResult, rule_of
 from planner.choice.verdict import GoalResult, Verdict
-from planner.figures import apart
+from planner.figures import ALIKE, apart
 from planner.plan.parts.chosen import PlannedGoal, planned_goal
 from planner.plan.remedies import followable
 from planner.plan.stated import StatedReason, unmended
@@ -165,10 +165,6 @@ def _figures(judged: Judged, simulated: bool) -> Iterator[tuple[tuple[str, str],
     yield ("work", "h"), judged.hours
 
 
-#: Figures that differ by no larger share are one to people.
-_ALIKE = 5e-4
-
-
 def _change(old: Quantity, new: Quantity, unit: str) -> str:
     """How the second stands to the first: in points for shares, else as a ratio, and whether the intervals overlap."""
     if old.value == new.value:
@@ -180,7 +176,7 @@ def _change(old: Quantity, new: Quantity, unit: str) -> str:
         first, second = apart(old.value, new.value, unit)
         return f"from {first} to {second}"
     ratio = new.value / old.value
-    if abs(ratio - 1) < _ALIKE:
+    if abs(ratio - 1) < ALIKE:
         return f"nearly the same{unsure}"
     digits = next((n for n in range(2, 9) if round(ratio, n) not in (0, 1)), 9)
     return f"× {ratio:.{digits}f}{unsure}"

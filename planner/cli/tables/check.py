@@ -102,7 +102,8 @@ def _speed_lines(document: CheckDocument) -> Iterator[str]:
         yield f"a {what[0]} of {load.input_tokens:,} tokens is {what[1]} in {first} ({speed.ttft_ms.basis}), {clients}; nothing is decoded"
         return
     lengths = f"{load.input_tokens:,} tokens in, {load.output_tokens:,} out"
-    yield f"TTFT {first}   decode {show(decode.value, 'tok/s')} ({decode.basis}) for {lengths}, {clients}"
+    ran = "" if document.starts else "if it ran: "
+    yield f"{ran}TTFT {first}   decode {show(decode.value, 'tok/s')} ({decode.basis}) for {lengths}, {clients}"
     yield from load_lines(speed, None)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from passes.record import dataclass
 from planner.cli.tables.page import INDENT, Page
-from planner.figures import all_apart
+from planner.figures import ALIKE, all_apart
 from planner.quality.expected import growth
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 #: Rows of the table of choices: at least so many where there are candidates, and at most.
 _LEAST_ROWS, _MOST_ROWS = 3, 6
-#: Figures of rows that differ by less than this share are one to people.
-_ALIKE = 5e-4
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ def print_choices(page: Page, document: PlanDocument) -> None:
 
 def _column(values: Sequence[float | None], unit: str) -> list[str]:
     """A column's figures, told apart."""
-    shown = iter(all_apart([value for value in values if value is not None], unit, _ALIKE))
+    shown = iter(all_apart([value for value in values if value is not None], unit, ALIKE))
     return ["-" if value is None else next(shown) for value in values]
 
 

@@ -37,8 +37,6 @@ STAGES = {
 NEEDS: Mapping[str, Sequence[str]] = {
     "blockwise": (), "importance": (), "recovery": ("importance",), "compensation": ("importance",), "forecasts": ("recovery",),
 }  # fmt: skip
-#: Minutes of wall clock that a run from nothing may take on two cores.
-MINUTES = 40.0
 
 
 def main() -> int:
@@ -95,7 +93,10 @@ def whole(subject: Subject, work: Path, blocks: int | None) -> int:
     )
     seconds, worked = time.monotonic() - began, time.process_time() + _of_children()
     line = Line(
-        f"all stages{', from nothing' if anew else ''}", Figure(seconds / 60), "minutes", MINUTES if anew else None
+        f"all stages{', from nothing' if anew else ''}",
+        Figure(seconds / 60),
+        "minutes",
+        subject.minutes if anew else None,
     )
     print(
         f"{line.text()}\n{worked:.0f} s of processor time; missed or broken: {[each for each, code in ended.items() if code] or 'none'}"

@@ -23,7 +23,8 @@ class Subject:
     `channels`: what stays of each MLP, a fifth less than there are, a multiple of the group of 64 that 4 bits are stored in. `rounds`: of
     sequences of each kind of text that compensation is fitted to; `chosen_on`: sequences that say what goes; `judged`: of each judging text;
     `fitted_to`: sequences that 3 bits are fitted to, whose blocks are tuned as `tuning` says. `recovery`, `forecast`: the budget of
-    distillation, each token seen once, and that of each run whose end is forecast after a fifth.
+    distillation, each token seen once, and that of each run whose end is forecast after a fifth. `minutes`: of the clock that a run of all
+    stages from nothing may take on two cores; None for no goal.
     """
 
     name: str
@@ -38,12 +39,13 @@ class Subject:
     forecast: Distill
     fitted_to: int
     tuning: Tuning
+    minutes: float | None = None
 
 
 SMOLLM2 = Subject(
     "smollm2", "SmolLM2", real_models.smollm2, 1216, IMPORTANCES, rounds=26, chosen_on=48, judged=16,
     recovery=Distill(tokens=24_576, length=128, learning_rate=5e-4),
-    forecast=Distill(tokens=6_144, length=128, epochs=2, learning_rate=3e-4), fitted_to=72, tuning=Tuning(49_152),
+    forecast=Distill(tokens=6_144, length=128, epochs=2, learning_rate=3e-4), fitted_to=72, tuning=Tuning(49_152), minutes=40.0,
 )  # fmt: skip
 GEMMA3 = Subject(
     "gemma3", "Gemma 3 270M", real_models.gemma3, 1600, ("activation", "fisher", "magnitude", "random"), rounds=8, chosen_on=24, judged=8,

@@ -196,7 +196,7 @@ def retimed(
 def _as_long(
     spell: Spell, arrival: tuple[float, float], step: tuple[float, float], lag: int, step_s: StepSeconds
 ) -> bool:
-    """Tell whether a spell surely has as many steps where the next arrival is seen between two times, behind the last step, which has two."""
+    """Tell whether a spell surely has as many steps where the next arrival is seen between two times, behind a step that has two."""
     (soonest, latest), now = arrival, step[1]
     if soonest > now and soonest > now + (spell.most - 1) * step_s(spell.whole):
         return spell.steps == spell.most

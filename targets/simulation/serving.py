@@ -215,14 +215,16 @@ def _runs(engine: Engine, gpu: Gpu, settings: Settings, kv: KVEstimate, question
     own, rates = question.run, question.fitted.rates
     times = StepTimes(own.stage, question.loop.cache_bytes, settings.parallel.pp, own.launches_s)
     seconds: tuple[Callable[[Batch], float], ...] = (times, times.apart)
-    known = [cache(each) for each in seconds]  # by batch: runs of one course have their batches in common
+    known = [cache(each) for each in seconds]  # by batch, which runs of one course have in common
     host = Host(rates.request_s(own.tp), rates.serial_s, rates.host_token_s)
 
     def run(workload: Workload, load: Load, slower: float = 0.0, share: float = 1.0, first_s: float = 0.0) -> Run:
         queue = engine.queue(gpu, settings, workload, _scaled(kv, share))
         assert queue is not None
-        step_s = (seconds if any(load.arrivals.due) else known)[queue.apart]
-        return _run(partial(_Paced, step_s, math.exp(slower), first_s), queue, load, host)
+        anew, again = (partial(_Paced, each[queue.apart], math.exp(slower), first_s) for each in (seconds, known))
+        if any(load.arrivals.due):
+            return simulate(anew(), queue, load.arrivals, load.lengths, host)
+        return _on_a_clock(anew, again, queue, load, host)
 
     return run
 
@@ -281,16 +283,14 @@ class _Paced:
         return once + self._factor * self._seconds(batch)
 
 
-def _run(paced: Callable[[], _Paced], queue: Queue, load: Load, host: Host) -> Run:
-    """Simulate a load. One without due times takes the course of another run of it, on its own clock, where there is one."""
-    if any(load.arrivals.due):
-        return simulate(paced(), queue, load.arrivals, load.lengths, host)
+def _on_a_clock(anew: Callable[[], _Paced], again: Callable[[], _Paced], queue: Queue, load: Load, host: Host) -> Run:
+    """Return the run of a load without due times: the course of another run, told `again`, where there is one; else simulated `anew`."""
     known = _courses(queue.decides_by, tuple(load.lengths), load.arrivals.at_once)
     for course in known:
-        if course.fits(queue.room) and (run := retimed(course, queue.lag, paced(), load.arrivals, load.lengths, host)):
+        if course.fits(queue.room) and (run := retimed(course, queue.lag, again(), load.arrivals, load.lengths, host)):
             return run
     recorder = Recorder(queue)
-    run = simulate(paced(), recorder, load.arrivals, load.lengths, host)
+    run = simulate(anew(), recorder, load.arrivals, load.lengths, host)
     if (made := recorder.course()) is not None:
         known[:] = [made, *known][:_MOST_COURSES]
     return run

@@ -7,12 +7,17 @@ from collections.abc import Callable
 
 import pytest
 
+from passes.ir.sources import open_model
+from targets.engines.engine import Settings, SpeedEstimate, find_engine
+from targets.gpu import find_gpu
+from targets.simulation import serving
 from targets.simulation.arrivals import closed_loop
 from targets.simulation.course import Recorder, retimed
 from targets.simulation.exllama import Generator
 from targets.simulation.lengths import spread
 from targets.simulation.scheduler import Batch, Cache, Rules, Scheduler
 from targets.simulation.simulate import Host, Queue, simulate
+from targets.workload import Workload
 
 _CLIENTS, _COUNT = 24, 160
 _LENGTHS = list(zip(spread(400, 0.4, _COUNT), spread(90, 0.6, _COUNT, seed=1), strict=True))
@@ -79,3 +84,21 @@ def test_a_clock_that_brings_requests_to_other_steps_is_no_answer() -> None:
     course = recorder.course()
     assert course is not None
     assert retimed(course, 1, _step_s(0.005, 1.0), _LOAD, _LENGTHS, _HOST) is None
+
+
+@pytest.mark.parametrize("clients", [8, 50])
+def test_what_users_see_is_the_same_whether_courses_are_known(clients: int) -> None:
+    engine, gpu, ir = find_engine("vllm"), find_gpu("L4"), open_model("meta-llama/Llama-3.1-8B").ir
+    workload = Workload(8192, clients, 600, 250)
+    memory = engine.memory(ir, gpu, Settings(), workload)
+
+    def seen(settings: Settings) -> SpeedEstimate:
+        serving._served.cache_clear()
+        return engine.served(ir, gpu, settings, workload, memory)
+
+    for settings in (Settings(), Settings(max_num_seqs=64)):
+        serving._courses.cache_clear()
+        alone = seen(settings)
+        assert seen(settings) == alone
+        seen(Settings(version="0.25"))
+        assert seen(settings) == alone

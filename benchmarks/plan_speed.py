@@ -83,7 +83,7 @@ def loads(runs: int) -> Iterator[tuple[str, float, list[float]]]:
 
     described = {
         "closed loop of 64 clients": {"concurrency": 64}, "the same, of unlike lengths": {"concurrency": 64, "output_p95": 500},
-        "burst of chats": {"rate": math.inf}, "rate of 16/s": {"rate": 16.0},
+        "burst of chats": {"rate": math.inf}, "rate of 16/s": {"rate": 16.0}, "rate of 8/s": {"rate": 8.0},
     }  # fmt: skip
     for name, fields in described.items():
         workload = Workload(4096, input_tokens=512, output_tokens=200, requests=1000, **fields)  # type: ignore[arg-type]

@@ -108,6 +108,8 @@ def _begin(spec: Spec, source: Source, yields: int) -> None:
     gc.freeze()  # what was loaded stays; what plans leave behind is collected, which the command line does without
     gc.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the server, which ends these
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)  # without the words of a command
     _SUBJECT[:] = [(spec, source)]
     _search.cache_clear()
 

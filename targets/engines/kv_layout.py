@@ -32,7 +32,7 @@ from passes.ir.state import (
 )
 from passes.record import dataclass
 from targets.engines.kv_spec import CacheSettings, Spec
-from targets.engines.packed_layout import packed_groups
+from targets.engines.packed_layout import index_entry_bytes, packed_groups
 from targets.engines.vllm.rules.versions import Rules
 
 
@@ -148,7 +148,8 @@ def layer_spec(state: LayerState, settings: CacheSettings, rules: Rules) -> Spec
         elements = state.elements_per_token
         if rules.mla_alignment:
             elements = math.ceil(elements / rules.mla_alignment) * rules.mla_alignment
-        return Spec("mla", _page(elements, block, settings), block)
+        # An indexer's keys are a layer of their own in vLLM (`DeepseekV32IndexerCache`), in bytes whatever the cache's type.
+        return Spec("mla", _page(elements, block, settings) + block * index_entry_bytes(state.index_dim), block)
     if isinstance(state, Recurrent):
         checkpoints = {"mamba2": rules.state_checkpoints, "gdn": rules.gdn_checkpoints}.get(state.kind, 0)
         return Spec("state", _state_bytes(state, settings), block, checkpoints)

@@ -36,6 +36,11 @@ def _page(size: float) -> int:
     return math.ceil(size / _ALIGNMENT) * _ALIGNMENT
 
 
+def index_entry_bytes(index_dim: int) -> int:
+    """Return what an indexer keeps of a token or an entry: keys in FP8, and scales."""
+    return index_dim + math.ceil(index_dim / _INDEX_GROUP) * 4
+
+
 def compressed_specs(state: CompressedKV) -> Iterator[Spec]:
     """Yield all that one layer stores."""
     yield Spec("sliding", _page(_WINDOW_BLOCK * _ENTRY_BYTES), _WINDOW_BLOCK, state.window)
@@ -45,8 +50,7 @@ def compressed_specs(state: CompressedKV) -> Iterator[Spec]:
     yield Spec("mla", _page(rows * _ENTRY_BYTES), ENTRY_BLOCK)
     yield _sums(state.head_dim, state.ratio)
     if state.index_dim:
-        entry = state.index_dim + math.ceil(state.index_dim / _INDEX_GROUP) * 4
-        yield Spec("mla", _page(rows * entry), ENTRY_BLOCK)
+        yield Spec("mla", _page(rows * index_entry_bytes(state.index_dim)), ENTRY_BLOCK)
         yield _sums(state.index_dim, state.ratio)
 
 

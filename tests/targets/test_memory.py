@@ -60,6 +60,13 @@ def test_encoders_that_are_transformers_own_modules_are_whole_on_every_rank() ->
     assert estimate.memory.weights.value / GIB == pytest.approx(10.46, rel=3e-3)
 
 
+def test_an_indexer_keeps_its_keys_beside_each_layers_latent() -> None:
+    # Source: a start-up of 0.19.1 that prints 343,744 tokens in 32.06 GiB (github-index:file-id=61103921487), 78 layers.
+    estimate = started("zai-org/GLM-5.1-FP8", tp=8, gpu="H200", version="0.19.1")
+    assert estimate.kv.bytes_per_token == 78 * (576 * 2 + 132)
+    assert 32.06 * GIB / estimate.kv.bytes_per_token == pytest.approx(343_744, rel=2e-4)
+
+
 def test_deepseek_v4s_attention_and_experts_leave_what_vllm_printed() -> None:
     # Source: vllm-project/vllm#44376: 5.44 GiB are left for the cache, 6.66 are needed.
     model = open_model("deepseek-ai/DeepSeek-V4-Flash").ir

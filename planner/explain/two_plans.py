@@ -59,7 +59,8 @@ def _moved(now: Judged, then: Judged, kept: Judged) -> str:
     if cards != named and not then.spec.target.fewest:
         own, all_of_them = ("1 card" if each == 1 else f"{each:,} cards" for each in (cards, named))
         return f"the plan of now meets the goals with {own}; where {all_of_them} are named, all of them are used"
-    return f"the plan of now {decides(then, kept)}"
+    told = decides(then, kept)
+    return f"the plan of now{' ' if told.startswith('meets') else ': '}{told}"
 
 
 def _missed(judged: Judged) -> str:

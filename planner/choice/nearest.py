@@ -143,7 +143,7 @@ def told_of(
 
 def _missed(verdict: Verdict) -> float:
     """By how many e-folds goals are missed."""
-    return sum(math.log1p(goal.miss) for goal in verdict.goals)
+    return sum(goal.folds for goal in verdict.goals)
 
 
 def _at_best(rule: Rule, judge: Judge, design: Design) -> _AtBest:
@@ -153,7 +153,7 @@ def _at_best(rule: Rule, judge: Judge, design: Design) -> _AtBest:
     fits, budget = at_least(memory.margin, 0.0), memory.memory.budget.value
     doubt = 1.0 - math.prod(goal.odds for goal in results)
     behind = rule.standing.behind(design.engine, clients)
-    missed = sum(math.log1p(goal.miss) for goal in results)
+    missed = sum(goal.folds for goal in results)
     short = math.log((budget - min(0.0, memory.margin.value)) / budget) if budget > 0 else math.inf
     hopeless = memory.margin.value < 0 and fits < _NO_ODDS
     return _AtBest(

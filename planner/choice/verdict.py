@@ -69,6 +69,8 @@ def spread_words(parallel: Parallel) -> tuple[str, ...]:
 
 #: The share of the most that is served which a queue does not grow at.
 _HELD = 0.95
+#: The share of a rate that is asked which is none of it.
+_NONE = 1e-6
 #: The statistic that goals are on where they name none.
 MEAN = "mean"
 _TIMES = {"ttft": Goal.TTFT, "tpot": Goal.TPOT}
@@ -127,6 +129,15 @@ class GoalResult:
         if self.met or self.endless:
             return 0.0
         return abs(self.predicted.value - self.wanted) / max(abs(self.wanted), 1e-12)
+
+    @property
+    def folds(self) -> float:
+        """By how many e-folds it is missed; 0 when met, and where the goal on the rate tells it."""
+        if self.met or self.endless:
+            return 0.0
+        if self.goal.at_most:
+            return math.log1p(self.miss)
+        return math.log(self.wanted / max(self.predicted.value, _NONE * self.wanted))
 
     def reason(self) -> Reason:
         """Return the reason of a missed goal."""
@@ -191,7 +202,7 @@ class Verdict:
         memory = self.memory.memory
         needed = memory.budget.value - min(0.0, self.capacity.room.value)
         short = math.log(needed / memory.budget.value) if memory.budget.value > 0 else math.inf
-        return refusals(self.reasons), short + sum(math.log1p(goal.miss) for goal in self.goals)
+        return refusals(self.reasons), short + sum(goal.folds for goal in self.goals)
 
 
 def undominated(verdict: Verdict) -> Verdict:

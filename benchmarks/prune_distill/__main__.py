@@ -1,6 +1,6 @@
 """Prunes and distils a real model and holds what comes of it against stated goals.
 
-    python -m benchmarks.prune_distill [STAGE ...] [--model smollm2|gemma3] [--work FOLDER] [--blocks N]      exit code 1 where a goal is missed
+    python -m benchmarks.prune_distill [STAGE ...] [--model smollm2|gemma3] [--work FOLDER] [--blocks N]      exit code 1: a goal is missed
 
 Stages: blockwise, importance, recovery, compensation, forecasts. Without one the texts are made, then all stages, two at a time with a thread each
 (`benchmarks.prune_distill.side_by_side`), in at most forty minutes on two quiet cores (what a run took stands on the page). Fixed seeds; what
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import resource
 import sys
@@ -57,7 +58,11 @@ def main() -> int:
     if not asked.stages:
         return whole(subject, asked.work, asked.blocks)
     for stage in asked.stages:
-        missed += alone(stage, subject, asked.work, asked.blocks)
+        try:
+            missed += alone(stage, subject, asked.work, asked.blocks)
+        except Exception:
+            logging.exception("%s broke off", stage)  # Python would end with 1, as what misses a goal does
+            return 2
     return 1 if missed else 0
 
 

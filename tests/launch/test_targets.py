@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
@@ -19,7 +20,7 @@ from planner.documents.schema import schema
 from planner.plan.launch import ALL, deployed, every_target, target_files
 from planner.plan.make import plan
 from planner.plan.saved import save
-from planner.spec.parse import parse_spec
+from planner.spec.parse import as_spec, parse_spec
 from targets.launch.commented import Said, commented, plain
 from targets.launch.deployment import Deployment
 from targets.launch.request import Hardware
@@ -294,10 +295,10 @@ def test_the_page_has_a_part_for_each_target_and_its_commands_run(
 
 
 def test_the_spec_names_known_targets_only() -> None:
-    spec = "model: Qwen/Qwen2.5-7B-Instruct\ntarget: { gpu: rtx-4090 }\nlaunch: [compos]\n"
+    spec: dict[str, Any] = {"model": "Qwen/Qwen2.5-7B-Instruct", "target": {"gpu": "rtx-4090"}}
     with pytest.raises(InputError, match="compose"):
-        parse_spec(spec)
-    assert parse_spec(spec.replace("compos", "compose")).launch == ("compose",)
+        as_spec(spec | {"launch": ["compos"]})
+    assert as_spec(spec | {"launch": ["compose"]}).launch == ("compose",)
 
 
 @pytest.mark.parametrize(("name", "group"), [("toy", True), ("systemd", False)])

@@ -60,7 +60,9 @@ def _own(document: Mapping[str, Any]) -> Iterator[float]:
         yield from (100 * document[end] for end in ("value", "against"))
     if document.get("criterion") == "odds":
         yield from (100 * (1 - document[end]) for end in ("value", "against"))
-    yield from (100 * document[odds] for odds in ("odds", "fit_odds") if document.get(odds) is not None)
+    for key in ("odds", "fit_odds"):
+        if (odds := document.get(key)) is not None:
+            yield from (100 * odds, math.floor(1000 * odds) / 10)  # no odds below certainty are said to be it
     if document.get("unit") == "%" and "what" in document:
         yield from (100 * document[plan][end] for plan in ("chosen", "other") for end in ("value", "low", "high"))
     if document.get("what") == "log_ppl_increase":

@@ -66,12 +66,12 @@ def _watch(reader: torch.nn.Module, columns: torch.Tensor, scores: torch.Tensor)
     """Have each unit's scores grow by what a batch tells of the inputs of the matrix that reads it; returns the hook's handle."""
 
     def note(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
-        inputs = args[0]
+        values = args[0].detach()  # a hook that holds its own tensor would keep the batch's whole graph until Python collects cycles
 
         def add(gradient: torch.Tensor) -> None:
-            felt = (inputs.detach().float() * gradient.float()).flatten(0, -2)
+            felt = (values.float() * gradient.float()).flatten(0, -2)
             scores.add_(felt[:, columns].sum(-1).square().sum(0))
 
-        inputs.register_hook(add)
+        args[0].register_hook(add)
 
     return reader.register_forward_pre_hook(note)

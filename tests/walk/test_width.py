@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from passes.ir import catalog
 from passes.ir.sources import open_model
 from passes.ir.state import FullKV
 from passes.kv_cache import KVCachePass
+from passes.prune import sensitivity
 from passes.prune.narrow import Narrowing
 from passes.prune.sensitivity import unit_scores
 from passes.prune.units import units_of
@@ -131,6 +134,22 @@ def test_channels_and_groups_that_add_nothing_go_and_nothing_changes(tmp_path: P
     for importance in ("activation", "taylor", "fisher", "hessian"):
         made = pruned(WidthPrune(96, 1, importance), dense, tmp_path / importance)
         assert torch.allclose(logits_of(made), logits_of(dense), atol=1e-4)
+
+
+def test_what_was_felt_of_a_batch_is_let_go_with_it() -> None:
+    scores, module = torch.zeros(4), torch.nn.Linear(4, 2)
+    handle = sensitivity._watch(module, torch.arange(4)[:, None], scores)
+    gc.disable()
+    try:
+        inputs = torch.ones(3, 4, requires_grad=True) * 2
+        kept = weakref.ref(inputs)
+        module(inputs).sum().backward()
+        del inputs
+        assert kept() is None
+    finally:
+        gc.enable()
+        handle.remove()
+    assert torch.allclose(scores, 3 * (2 * module.weight.detach().sum(0)) ** 2)
 
 
 @pytest.mark.parametrize("kv_heads", [0, 1])

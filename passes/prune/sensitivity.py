@@ -66,7 +66,9 @@ def _watch(reader: torch.nn.Module, columns: torch.Tensor, scores: torch.Tensor)
     """Have each unit's scores grow by what a batch tells of the inputs of the matrix that reads it; returns the hook's handle."""
 
     def note(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
-        values = args[0].detach()  # a hook that holds its own tensor would keep the batch's whole graph until Python collects cycles
+        values = args[
+            0
+        ].detach()  # a hook that holds its own tensor would keep the batch's whole graph until Python collects cycles
 
         def add(gradient: torch.Tensor) -> None:
             felt = (values.float() * gradient.float()).flatten(0, -2)

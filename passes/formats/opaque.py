@@ -48,10 +48,8 @@ class OpaqueFormat(Format):
     @property
     def way(self) -> Hashable:
         """The method, and of each kind of tensors its share of the matrix, settings that are tensors (HQQ's bits, axis and shape) aside."""
-        weights, sizes = (
-            self.out_features * self.in_features,
-            [(suffix, dtype, prod(shape)) for suffix, dtype, shape in self.parts],
-        )
+        weights = self.out_features * self.in_features
+        sizes = [(suffix, dtype, prod(shape)) for suffix, dtype, shape in self.parts]
         return self.method, tuple(
             (suffix, dtype, "a column" if size == self.in_features else round(size / weights, 4))
             for suffix, dtype, size in sizes

@@ -15,7 +15,7 @@ from passes.blocks.hidden_states import HiddenStates
 from passes.blocks.memory import BATCH_TOKENS, LOGIT_TOKENS
 from passes.blocks.stream import BlockStream, batches_of
 from passes.errors import TightfitError
-from passes.measure.source_states import bring, keep
+from passes.measure.source_states import bring, keep, keepable
 from passes.record import dataclass
 from passes.steps.context import RunContext
 from passes.steps.key import content_key
@@ -116,7 +116,8 @@ def _predicting(hidden: torch.Tensor, device: torch.device) -> tuple[torch.Tenso
 
 def _through_source(source: DenseModel, run: RunContext, batch_tokens: int) -> BlockStream:
     """Bring the text through the source, or to where another result's evaluation has brought it."""
-    if not source.identity:  # nothing tells it from another model
+    states_bytes = run.text.numel() * source.ir.hidden_size * run.dtype.itemsize
+    if not source.identity or not keepable(states_bytes):  # without an identity nothing tells it from another model
         return through(source, run, batch_tokens)
     key = content_key(*source.identity, tokens_digest(run.text), batch_tokens)
     last = HiddenStates.on_disk(run.folder, len(source))

@@ -26,11 +26,16 @@ def bring(key: str, states: Path) -> None:
             os.utime(kept)
 
 
+def keepable(states_bytes: int) -> bool:
+    """Return whether so many bytes would be kept: more need not be written for it."""
+    return states_bytes <= _MOST_BYTES
+
+
 def keep(key: str, states: Path) -> None:
     """Keep what a run has found; without a word where there is no room, or no right to."""
     with suppress(OSError, TightfitError):
         kept = _root() / key
-        if kept.is_dir() or _bytes(states) > _MOST_BYTES:
+        if kept.is_dir() or not keepable(_bytes(states)):
             return
         partial = kept.with_name(f"{key}.{os.getpid()}.partial")
         try:

@@ -37,6 +37,7 @@ def unit_scores(pass_: WidthPrune, dense: DenseModel, run: RunContext) -> list[d
     import torch
 
     def of_block(replica: BlockReplica, hidden: HiddenStates, gradients: HiddenStates) -> dict[str, Scores]:
+        """Return a block's scores, on the way back through it."""
         kinds = units_of(dense.ir.decoder.block(replica.index), pass_.intermediate, pass_.kv_heads)
         names = {name for units in kinds for name in (units.reader, *units.rows)}
         weights = {name: replica.parameter(f"{name}.weight").requires_grad_(True) for name in sorted(names)}

@@ -84,8 +84,8 @@ def _weighed(spec: Spec, ir: ModelIR, cards: int | None) -> Weighed:
     """
     gpu = target_gpu(spec)
     judge, rule = Judge(spec, ir, gpu), rule_of(spec, ir, gpu)
+    maintained, old = by_maintenance(spec, gpu)
     for frugal in (False, True):
-        maintained, old = by_maintenance(spec, gpu)
         kept = designs(spec, ir, gpu, maintained, cards, frugal=frugal)
         archived = designs(spec, ir, gpu, () if frugal else old, cards)
         verdicts = _not_behind(_best_first(spec, judge, rule, kept, archived), judge, rule)

@@ -14,7 +14,7 @@ from planner.choice.odds import at_least
 from planner.choice.rule.criteria import missed_width
 from planner.choice.rule.rule import Decision, Loss, Rule
 from planner.choice.space.designs import Design
-from planner.choice.verdict import Verdict, judge_quality, refusals
+from planner.choice.verdict import Verdict, folds_missed, judge_quality, refusals
 
 #: Candidates that are told, at most, until the nearest is one of them; and of those that miss less.
 MOST_TOLD, _MOST_LEVEL = 8, 2
@@ -142,8 +142,7 @@ def told_of(
 
 
 def _missed(verdict: Verdict) -> float:
-    """By how many e-folds goals are missed."""
-    return sum(goal.folds for goal in verdict.goals)
+    return folds_missed(verdict.goals)
 
 
 def _at_best(rule: Rule, judge: Judge, design: Design) -> _AtBest:
@@ -153,7 +152,7 @@ def _at_best(rule: Rule, judge: Judge, design: Design) -> _AtBest:
     fits, budget = at_least(memory.margin, 0.0), memory.memory.budget.value
     doubt = 1.0 - math.prod(goal.odds for goal in results)
     behind = rule.standing.behind(design.engine, clients)
-    missed = sum(goal.folds for goal in results)
+    missed = folds_missed(results)
     short = math.log((budget - min(0.0, memory.margin.value)) / budget) if budget > 0 else math.inf
     hopeless = memory.margin.value < 0 and fits < _NO_ODDS
     return _AtBest(

@@ -151,6 +151,11 @@ class GoalResult:
         return Reason(self.goal.reason_code, message, remedy, figures, ReasonKind.GOAL_MISSED)
 
 
+def folds_missed(goals: Iterable[GoalResult]) -> float:
+    """Return by how many e-folds goals are missed in all."""
+    return sum(goal.folds for goal in goals)
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What is predicted of a candidate, and every reason against it (empty: it meets all goals)."""
@@ -202,7 +207,7 @@ class Verdict:
         memory = self.memory.memory
         needed = memory.budget.value - min(0.0, self.capacity.room.value)
         short = math.log(needed / memory.budget.value) if memory.budget.value > 0 else math.inf
-        return refusals(self.reasons), short + sum(goal.folds for goal in self.goals)
+        return refusals(self.reasons), short + folds_missed(self.goals)
 
 
 def undominated(verdict: Verdict) -> Verdict:

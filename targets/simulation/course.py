@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from targets.simulation.arrivals import Arrivals
 from targets.simulation.scheduler import Batch, Request, Room
-from targets.simulation.simulate import Door, Host, Queue, Run
+from targets.simulation.simulate import Door, Host, Queue, Run, of_the_middle, steps_before
 
 #: What tells the seconds of a step.
 StepSeconds: TypeAlias = Callable[[Batch], float]
@@ -130,7 +130,7 @@ class Recorder:
         """Return the number of steps that follow and hold the same, as the queue does, and note it."""
         most, decode, context = self.queue.quiet()
         if most and self._again:
-            whole = Batch(decode, context + decode * (most - 1) // 2)
+            whole = Batch(decode, of_the_middle(context, decode, most))
             self._stages[-1].spells.append(Spell(most, self.queue.open, whole))
             self._context = context
         return most, decode, context
@@ -142,9 +142,8 @@ class Recorder:
             spell = self._stages[-1].spells[-1]
             decode = spell.whole.decode
             spell.steps, spell.ended = steps, tuple(each.number for each in ended)
-            spell.middle = (
-                spell.whole if steps == spell.most else Batch(decode, self._context + decode * (steps - 1) // 2)
-            )
+            all_of_them = steps == spell.most
+            spell.middle = spell.whole if all_of_them else Batch(decode, of_the_middle(self._context, decode, steps))
         return ended
 
     def course(self) -> Course | None:
@@ -179,8 +178,10 @@ def retimed(
             done[number] = now
             answered(now)
         for spell in stage.spells:
-            if spell.open and not _as_long(spell, clients.next(), (began, now), lag, step_s):
-                return None
+            if spell.open:
+                each, last = step_s(spell.whole), (began, now)
+                if {steps_before(at, spell.most, last, each, lag) for at in clients.next()} != {spell.steps}:
+                    return None
             steps = spell.steps
             if steps:
                 seconds = step_s(spell.middle)
@@ -191,27 +192,6 @@ def retimed(
                     done[number] = now
                     answered(now)
     return run
-
-
-def _as_long(
-    spell: Spell, arrival: tuple[float, float], step: tuple[float, float], lag: int, step_s: StepSeconds
-) -> bool:
-    """Tell whether a spell surely has as many steps where the next arrival is seen between two times, behind a step that has two."""
-    (soonest, latest), now = arrival, step[1]
-    if soonest > now and soonest > now + (spell.most - 1) * step_s(spell.whole):
-        return spell.steps == spell.most
-    return all(_steps(spell, at, step, lag, step_s) == spell.steps for at in {soonest, latest})
-
-
-def _steps(spell: Spell, arrival: float, step: tuple[float, float], lag: int, step_s: StepSeconds) -> int:
-    """How many steps of a spell are taken, as `simulate` takes them."""
-    began, now = step
-    if arrival <= now:
-        return 1 if lag and arrival > began else 0
-    seconds = step_s(spell.whole)
-    if spell.most > 1 and arrival <= now + (spell.most - 1) * seconds:
-        return min(spell.most, math.ceil((arrival - now) / seconds) + lag)
-    return spell.most
 
 
 class _Clients:

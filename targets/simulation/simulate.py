@@ -178,17 +178,13 @@ class _Serving:
         steps, decode, context = scheduler.quiet()
         if not steps:
             return False
-        arrival = self._door.next
-        if arrival <= now and scheduler.open:
-            if not self._lag or arrival <= self.began:
+        asked.decode, asked.context = decode, of_the_middle(context, decode, steps)
+        seconds, arrival = step_s(asked), self._door.next
+        if arrival <= now + (steps - 1) * seconds and scheduler.open:
+            steps = steps_before(arrival, steps, (self.began, now), seconds, self._lag)
+            if not steps:
                 return False
-            steps = 1
-        asked.decode, asked.context = decode, context + decode * (steps - 1) // 2
-        seconds = step_s(asked)
-        if steps > 1 and arrival <= now + (steps - 1) * seconds and scheduler.open:
-            # a step takes the longer the later it is: these are no more than there are, the rest is told by itself
-            steps = min(steps, math.ceil((arrival - now) / seconds) + self._lag)
-            asked.context = context + decode * (steps - 1) // 2
+            asked.context = of_the_middle(context, decode, steps)
             seconds = step_s(asked)
         run = self.run
         if scheduler.full:
@@ -207,6 +203,24 @@ class _Serving:
         for request in ended:
             done[request.number] = now
             answered(now)
+
+
+def of_the_middle(context: int, decode: int, steps: int) -> int:
+    """Return the cached tokens in the middle one of so many steps in which `decode` sequences each gain a token, `context` in the first."""
+    return context + decode * (steps - 1) // 2
+
+
+def steps_before(arrival: float, most: int, last: tuple[float, float], seconds: float, lag: int) -> int:
+    """Return how many of `most` steps that hold the same run until an arrival is looked at. `last`: when the step before them began and
+    ended; `seconds`: of the middle one. A step takes the longer the later it is, so they are no more than there are: the rest is told by
+    itself.
+    """
+    began, now = last
+    if arrival <= now:
+        return 1 if lag and arrival > began else 0
+    if most > 1 and arrival <= now + (most - 1) * seconds:
+        return min(most, math.ceil((arrival - now) / seconds) + lag)
+    return most
 
 
 class Door:

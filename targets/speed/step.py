@@ -167,6 +167,7 @@ def step_model(work: Work, card: Card, rates: Rates, tp: int = 1, sharing: int =
     matrices = [_matrix(matmul, card, rates, tp if matmul.sharded else 1) for matmul in work.matmuls]
 
     def seconds_of(step: Step) -> float:
+        """Return the seconds of one step."""
         tokens = step.decode + step.prefill if step.prefill else padded(step.decode, rates.graphs)
         seconds = overhead + rates.sequence_s * step.decode
         seconds += rates.token_s * step.prefill * work.layers * work.hidden / 4096

@@ -236,9 +236,8 @@ def dequantize(path: Path, ir: ModelIR, header: GgufHeader, work: Path, counted:
         made = path.stat().st_mtime_ns
         for file in temporary.iterdir():
             file.chmod(0o644)
-            os.utime(
-                file, ns=(made, made)
-            )  # the same file's weights are the same source, in whatever folder they are made
+            # The same file's weights are the same source, in whatever folder they are made.
+            os.utime(file, ns=(made, made))
         temporary.replace(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -16,7 +16,7 @@ from planner.choice.capacity import most_at_once, running_at_once
 from planner.choice.goals import FLOOR
 from planner.choice.mending.trial import Kept, Options, Trial, changed, quality_of
 from planner.choice.question import Outcome, Question
-from planner.choice.space.designs import frugal_settings
+from planner.choice.space.designs import frugal_settings, subsets
 from planner.quality.expected import expected_quality, growth
 from targets.engines.engine import ENGINE_NAMES, find_engine
 from targets.gpu import Gpu, find_gpu
@@ -64,9 +64,7 @@ def kinds(trial: Trial, outcome: Outcome) -> dict[str, Kind]:
 
 def settings_of(question: Question) -> Iterator[Options]:
     """Give the engine's settings that leave the cache more room, as few as do."""
-    knobs = question.engine.leaner(question.gpu, question.settings, question.workload)
-    for size in range(1, len(knobs) + 1):
-        yield from (dict(chosen) for chosen in itertools.combinations(knobs, size))
+    yield from subsets(question.engine.leaner(question.gpu, question.settings, question.workload), fewest=1)
 
 
 def frugal(question: Question) -> Iterator[Options]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -114,18 +114,21 @@ def settings_options(
     if frugal:
         bought = frugal_settings(known, gpu, base, load)
         return (base, *(replace(base, **each) for each in bought)) if bought else ()
-    knobs = known.leaner(gpu, base, load)
-    subsets = (chosen for size in range(len(knobs) + 1) for chosen in itertools.combinations(knobs, size))
-    return tuple(replace(base, **dict(chosen)) for chosen in subsets)  # type: ignore[arg-type]
+    return tuple(replace(base, **each) for each in subsets(known.leaner(gpu, base, load)))
 
 
 def frugal_settings(engine: Engine, gpu: Gpu, base: Settings, load: Workload) -> tuple[dict[str, Any], ...]:
     """Return the changes that are tried where nothing fits: all of an engine's leaner settings, and beside them each subset of those that
     buy room with speed, the cheapest first.
     """
-    lean, knobs = dict(engine.leaner(gpu, base, load)), engine.frugal(gpu, base, load)
-    subsets = (chosen for size in range(1, len(knobs) + 1) for chosen in itertools.combinations(knobs, size))
-    return tuple(lean | dict(chosen) for chosen in subsets)
+    lean = dict(engine.leaner(gpu, base, load))
+    return tuple(lean | each for each in subsets(engine.frugal(gpu, base, load), fewest=1))
+
+
+def subsets(knobs: Sequence[tuple[str, Any]], fewest: int = 0) -> Iterator[dict[str, Any]]:
+    """Yield every choice of `fewest` settings or more, those of few first."""
+    for size in range(fewest, len(knobs) + 1):
+        yield from (dict(chosen) for chosen in itertools.combinations(knobs, size))
 
 
 def engines(spec: Spec, gpu: Gpu) -> Iterator[tuple[str, EngineChoice]]:

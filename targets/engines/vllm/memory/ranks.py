@@ -163,8 +163,7 @@ def step_reasons(ir: ModelIR, layout: Layout, profile: activations.Profile, rule
         f"with prefix caching vLLM {rules.said} cuts prompts at blocks, here of {block:,} tokens, and a step holds {profile.tokens:,} "
         "(max_num_batched_tokens): it stops before it loads"
     )
-    step = {"max_num_batched_tokens": block}
-    return (Reason("block_larger_than_step", message, f"max_num_batched_tokens {block}", step, options=step),)
+    return (_step_too_small("block_larger_than_step", message, block),)
 
 
 def item_reasons(ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, rules: Rules) -> tuple[Reason, ...]:
@@ -178,8 +177,13 @@ def item_reasons(ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload, 
         f"a video takes {item:,} tokens, which see each other and cannot be cut, and a step of vLLM {rules.said} holds {step:,} here "
         "(max_num_batched_tokens): it stops before it serves"
     )
-    whole = {"max_num_batched_tokens": item}
-    return (Reason("item_larger_than_step", message, f"max_num_batched_tokens {item}", whole, options=whole),)
+    return (_step_too_small("item_larger_than_step", message, item),)
+
+
+def _step_too_small(code: str, message: str, tokens: int) -> Reason:
+    """The reason against a step that must hold so many tokens, which names the setting."""
+    step = {"max_num_batched_tokens": tokens}
+    return Reason(code, message, f"max_num_batched_tokens {tokens}", step, options=step)
 
 
 def override_reasons(memory: Memory, layout: Layout, settings: Settings) -> tuple[Reason, ...]:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 #: Model types of the catalog that transformers has no class for; `tests/walk/test_families.py` holds the list against it.
 WITHOUT_CLASS = frozenset({
-    "bailing_moe", "baichuan", "chatglm", "deepseek_ref", "exaone", "internlm2", "kimi_vl", "mimo", "minimax_m3", "nemotron-nas", "phi3_v",
-    "qwen",
+    "bailing_moe", "baichuan", "chatglm", "deepseek_ref", "exaone", "internlm2", "interns1", "interns2_preview", "kimi_vl", "mimo",
+    "minimax_m3", "nemotron-nas", "phi3_v", "qwen",
 })  # fmt: skip
 #: Model types that are another one's class under a name of their own.
 SAME_CLASS = {"kimi_k2": "deepseek_v3"}

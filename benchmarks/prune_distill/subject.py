@@ -43,7 +43,7 @@ class Subject:
 
 
 SMOLLM2 = Subject(
-    "smollm2", "SmolLM2", real_models.smollm2, 1216, IMPORTANCES, rounds=26, chosen_on=48, judged=16,
+    "smollm2", "SmolLM2", real_models.smollm2, 1216, IMPORTANCES, rounds=32, chosen_on=48, judged=16,
     recovery=Distill(tokens=24_576, length=128, learning_rate=5e-4),
     forecast=Distill(tokens=6_144, length=128, epochs=2, learning_rate=3e-4), fitted_to=72, tuning=Tuning(49_152), minutes=40.0,
 )  # fmt: skip

@@ -2,8 +2,9 @@
 
     python -m benchmarks.prune_distill [STAGE ...] [--model smollm2|gemma3] [--work FOLDER] [--blocks N]      exit code 1: a goal is missed
 
-Stages: blockwise, importance, recovery, compensation, forecasts. Without one the texts are made, then all stages, two at a time with a thread each
-(`benchmarks.prune_distill.side_by_side`), in at most forty minutes on two quiet cores (what a run took stands on the page). Fixed seeds; what
+Stages: blockwise, importance, recovery, compensation, forecasts. Without one the texts are made, then all of these, two at a time with a thread
+each (`benchmarks.prune_distill.side_by_side`), in at most forty minutes on two quiet cores (what a run took stands on the page). By name
+alone: narrowed, distillation of the narrower model, behind compensation. Fixed seeds; what
 was made is kept in `--work`, by default in the cache folder, so that a run that was killed goes on and a second one only prints: a run
 from nothing wants an empty folder. What each stage found is kept in `benchmarks/data/prune_distill/`, from which
 `python -m benchmarks.prune_distill.results` makes the page. `--blocks`: of the model only the first so many, to see that a stage runs and
@@ -33,8 +34,9 @@ from benchmarks.prune_distill.subject import SUBJECTS, Subject
 STAGES = {
     "blockwise": "benchmarks.prune_distill.distill:blockwise", "importance": "benchmarks.prune_distill.prune:importance",
     "recovery": "benchmarks.prune_distill.distill:recovery", "compensation": "benchmarks.prune_distill.prune:compensation",
-    "forecasts": "benchmarks.prune_distill.distill:forecasts",
+    "forecasts": "benchmarks.prune_distill.distill:forecasts", "narrowed": "benchmarks.prune_distill.distill:narrowed",
 }  # fmt: skip
+#: The stages that a whole run has.
 NEEDS: Mapping[str, Sequence[str]] = {
     "blockwise": (), "importance": (), "recovery": ("importance",), "compensation": ("importance",), "forecasts": ("recovery",),
 }  # fmt: skip
@@ -43,7 +45,7 @@ NEEDS: Mapping[str, Sequence[str]] = {
 def main() -> int:
     """Run the stages that are asked for, print their lines, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("stages", nargs="*", help=f"of {', '.join(STAGES)}; all by default")
+    parser.add_argument("stages", nargs="*", help=f"of {', '.join(STAGES)}; {', '.join(NEEDS)} by default")
     parser.add_argument("--model", choices=SUBJECTS, default="smollm2")
     parser.add_argument(
         "--work", type=Path, default=WORK, help="where what is made is kept; a new folder for a run from nothing"

@@ -1,4 +1,5 @@
-"""Distillation of a model without a fifth of its blocks, tuning of its blocks at 3 bits, and the forecast of five runs.
+"""Distillation of a model without a fifth of its blocks, and of one a fifth narrower, tuning of its blocks at 3 bits, and the forecast of
+five runs.
 
 Students are trained on other news and other documentation than what judges, and on text that their teacher wrote. What more tokens bring
 than two cores get through in forty minutes is the forecast's matter.
@@ -10,11 +11,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 
 from benchmarks.prune_distill.bench import Bench, Figure, Line, grown, lines, ratio
+from benchmarks.prune_distill.prune import CHOSEN, narrower
 from passes import chain
 from passes.algorithms.learned.rounding import Tuning
 from passes.blocks.decoded_weights import decoded_model
 from passes.blocks.dense_model import DenseModel
 from passes.distill.curve import expected_loss
+from passes.distill.distill import Distill
 from passes.distill.student import distilled
 from passes.distill.trainer import Curve
 from passes.files.checkpoint import write_shard
@@ -36,18 +39,29 @@ QUANTIZE = Quantize("gptq", PackQuantized(3, 64))
 
 def pruned(bench: Bench, run: RunContext) -> DenseModel:
     """Return the model without the blocks that matter least."""
-    pass_ = DepthPrune(max(1, len(bench.source) // SHARE)).resolve(bench.source, run)
+    pass_ = DepthPrune(max(1, round(len(bench.source) / SHARE))).resolve(bench.source, run)
     return pass_.dense(bench.source, run).descends_from(bench.source)
 
 
 def recovery(bench: Bench) -> Iterator[Line]:
-    """Yield what a budget of distillation takes back."""
+    """Yield what a budget of distillation takes back of a model with fewer blocks."""
     run = bench.within("distill", bench.subject.chosen_on)
-    before = pruned(bench, run)
+    yield from _taken_back(bench, "a fifth of the blocks gone", pruned(bench, run), bench.subject.recovery)
+
+
+def narrowed(bench: Bench) -> Iterator[Line]:
+    """Yield what a budget of distillation takes back of the narrower model, whose matrices have made up for what is gone."""
+    before = narrower(bench, CHOSEN, compensate=True)
+    yield from _taken_back(bench, f"a fifth narrower by {CHOSEN}, compensated", before, bench.subject.narrowed)
+
+
+def _taken_back(bench: Bench, cut: str, before: DenseModel, plan: Distill) -> Iterator[Line]:
     lost = bench.rises(before)
-    yield from lines("a fifth of the blocks gone: perplexity grows by", "%", {t: grown(r) for t, r in lost.items()})
-    left = bench.rises(distilled(replace(bench.subject.recovery, dataset=str(bench.lessons)), before, run))
-    budget = f"after {bench.subject.recovery.tokens:,} tokens of distillation"
+    yield from lines(f"{cut}: perplexity grows by", "%", {text: grown(found) for text, found in lost.items()})
+    run = bench.within("distill", bench.subject.chosen_on)
+    left = bench.rises(distilled(replace(plan, dataset=str(bench.lessons)), before, run))
+    adapters = f" by adapters of rank {plan.lora_rank}" if plan.lora_rank else ""
+    budget = f"after {plan.tokens:,} tokens of distillation{adapters}"
     yield from lines(f"{budget}: perplexity grows by", "%", {text: grown(found) for text, found in left.items()})
     figures = {text: ratio(found, lost[text]) for text, found in left.items()}
     yield from lines("what distillation leaves", "of the rise", figures, 0.5)

@@ -7,17 +7,23 @@ from collections.abc import Iterator
 import torch
 
 from benchmarks.prune_distill.bench import Bench, Line, grown, growth, lines, ratio
+from passes.blocks.dense_model import DenseModel
 from passes.prune.width import WidthPrune
 
 #: What looks at no text, which the others are held against; what lost least in trials when the others made up for it (docs/quantization.md).
-_BLIND, _CHOSEN = ("magnitude", "random"), "fisher"
+_BLIND, CHOSEN = ("magnitude", "random"), "fisher"
+
+
+def narrower(bench: Bench, importance: str, *, compensate: bool) -> DenseModel:
+    """Return the model a fifth narrower. What is compensated looks at all of the calibration text."""
+    pass_ = WidthPrune(bench.subject.channels, importance=importance, compensate=compensate)
+    looked_at = None if compensate else bench.subject.chosen_on
+    return pass_.dense(bench.source, bench.within("prune", looked_at)).descends_from(bench.source)
 
 
 def rises(bench: Bench, importance: str, *, compensate: bool) -> dict[str, torch.Tensor]:
-    """Return what a pass makes of the losses on each judging text. What is compensated looks at all of the calibration text."""
-    pass_ = WidthPrune(bench.subject.channels, importance=importance, compensate=compensate)
-    looked_at = None if compensate else bench.subject.chosen_on
-    return bench.rises(pass_.dense(bench.source, bench.within("prune", looked_at)))
+    """Return what a pass makes of the losses on each judging text."""
+    return bench.rises(narrower(bench, importance, compensate=compensate))
 
 
 def importance(bench: Bench) -> Iterator[Line]:
@@ -27,19 +33,19 @@ def importance(bench: Bench) -> Iterator[Line]:
         raw[name] = rises(bench, name, compensate=False)
         yield from lines(f"cut by {name}: perplexity grows by", "%", {text: grown(r) for text, r in raw[name].items()})
     for blind in _BLIND:
-        figures = {text: ratio(found, raw[blind][text]) for text, found in raw[_CHOSEN].items()}
-        yield from lines(f"cut by {_CHOSEN} over cut by {blind}", "of the rise", figures, 0.8)
+        figures = {text: ratio(found, raw[blind][text]) for text, found in raw[CHOSEN].items()}
+        yield from lines(f"cut by {CHOSEN} over cut by {blind}", "of the rise", figures, 0.8)
 
 
 def compensation(bench: Bench) -> Iterator[Line]:
     """Yield what is left of that when the others make up for what is gone."""
-    made_up = rises(bench, _CHOSEN, compensate=True)
+    made_up = rises(bench, CHOSEN, compensate=True)
     figures = {text: grown(found) for text, found in made_up.items()}
-    yield from lines(f"by {_CHOSEN}, compensated: perplexity grows by", "%", figures)
+    yield from lines(f"by {CHOSEN}, compensated: perplexity grows by", "%", figures)
     raw = {name: rises(bench, name, compensate=False) for name in bench.subject.importances}
-    figures = {text: ratio(found, raw[_CHOSEN][text]) for text, found in made_up.items()}
-    yield from lines(f"by {_CHOSEN}, compensated, over cut by {_CHOSEN}", "of the rise", figures, 0.5)
+    figures = {text: ratio(found, raw[CHOSEN][text]) for text, found in made_up.items()}
+    yield from lines(f"by {CHOSEN}, compensated, over cut by {CHOSEN}", "of the rise", figures, 0.5)
     for text, found in made_up.items():
         best = min(raw, key=lambda name: growth(raw[name][text]))
-        name = f"by {_CHOSEN}, compensated, over the best cut (by {best}), on {text}"
+        name = f"by {CHOSEN}, compensated, over the best cut (by {best}), on {text}"
         yield Line(name, ratio(found, raw[best][text]), "of the rise", 0.5)

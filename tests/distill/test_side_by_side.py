@@ -43,5 +43,5 @@ def test_what_is_broken_stops_what_needs_it(tmp_path: Path) -> None:
     assert not (tmp_path / "then.began").exists()
 
 
-def test_every_stage_of_the_benchmark_is_begun() -> None:
-    assert {*NEEDS} == {*STAGES} and {need for needs in NEEDS.values() for need in needs} <= {*STAGES}
+def test_every_stage_of_the_benchmark_is_begun_but_the_one_that_is_asked_for_by_name() -> None:
+    assert {*STAGES} - {*NEEDS} == {"narrowed"} and {need for needs in NEEDS.values() for need in needs} <= {*STAGES}

@@ -20,6 +20,7 @@ from planner.choice.demand import target_gpu
 from planner.choice.goals import Goal
 from planner.choice.judging.judge import judged
 from planner.choice.judging.simulated import served
+from planner.choice.space.chains import pinned
 from planner.choice.verdict import MEAN, Candidate, GoalResult, Verdict
 from planner.plan.stated import StatedReason, stated
 from planner.spec.parts.choices import PruneChoice, QuantizeChoice
@@ -87,7 +88,10 @@ def remedy(spec: Spec, ir: ModelIR, verdict: Verdict, reason: Reason) -> Patch |
 
 
 def _under(patch: Patch, candidate: Candidate) -> Candidate:
-    """The candidate as a patch has it: on another engine with that one's own cache, pruned to another width."""
+    """The candidate as a patch has it: on another engine with that one's own cache, pruned, or pruned to another width."""
+    prune = patch.get("passes", {}).get("prune")
+    if prune is not None and all(pass_.stage is not Stage.PRUNE for pass_ in candidate.passes):
+        return replace(candidate, passes=(*pinned(PruneChoice(**prune)), *candidate.passes))
     if (width := patch.get("passes", {}).get("prune", {}).get("intermediate")) is not None:
         steps = (
             step | {"intermediate": width} if "intermediate" in step else step
@@ -122,10 +126,21 @@ def _tries(spec: Spec, ir: ModelIR, verdict: Verdict, reason: Reason) -> Iterato
         yield from (at(("workload", "concurrency"), n) for n in _halves(spec.workload.asked.concurrency or 1))
         yield from (at(("target", "gpu"), name) for name in _larger_cards(spec, verdict))
     if reason.kind is ReasonKind.ILLEGAL:
+        if reason.code == "nothing_to_recover":
+            yield from _prunings(ir)
         yield from (at(_WIDTH, width) for width in _widths(spec, reason))
         yield from (at(_FORMATS, names) for names in _groups(spec, reason))
         others = (name for name in ENGINE_NAMES if find_engine(name).weighed_on(target_gpu(spec)))
         yield from (at(("engine",), name) for name in others if name != verdict.candidate.engine)
+
+
+def _prunings(ir: ModelIR) -> Iterator[Patch]:
+    """What distillation may stand behind: as few blocks less as are weighed where pruning is allowed; where none can go, channels."""
+    from passes.prune.depth import DepthPrune  # most specs ask for none
+    from passes.prune.width import WidthPrune
+
+    yield from (at(("passes", "prune", "depth"), degree.count) for degree in DepthPrune.degrees(ir))
+    yield from (at(_WIDTH, degree.intermediate) for degree in WidthPrune.degrees(ir) if degree.intermediate)
 
 
 def _widths(spec: Spec, reason: Reason) -> tuple[int, ...]:

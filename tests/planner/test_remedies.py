@@ -227,6 +227,19 @@ def test_a_width_that_groups_do_not_divide_comes_with_the_nearest_that_they_do()
     assert not made.feasible and made.document.illegal[0].remedy == "passes: {prune: {intermediate: 9856}}"
 
 
+@pytest.mark.parametrize("distill", [{"tokens": 1_000_000}, {"method": "blockwise"}])
+def test_a_distillation_with_nothing_to_recover_comes_with_a_pruning_that_it_may_stand_behind(
+    distill: dict[str, Any],
+) -> None:
+    spec: dict[str, Any] = {
+        "model": "Qwen/Qwen3-0.6B", "target": {"gpu": "rtx-4090"}, "engine": "vllm",
+        "passes": {"distill": distill, "quantize": "forbid", "kv_cache": ["auto"]},
+    }  # fmt: skip
+    made = plan(spec)
+    assert not made.feasible and made.document.illegal[0].remedy == "passes: {prune: {depth: 1}}"
+    assert plan(spec | {"passes": {**spec["passes"], "prune": {"depth": 1}}}).feasible
+
+
 def test_a_rank_above_the_hidden_size_is_refused_with_it() -> None:
     passes = {"prune": {"depth": 2}, "distill": {"lora_rank": 5000, "tokens": 1_000_000}}
     made = plan({"model": "Qwen/Qwen3-0.6B", "target": {"gpu": "rtx-4090"}, "engine": "vllm", "passes": passes})

@@ -37,7 +37,10 @@ TITLES = {
 }  # fmt: skip
 #: Why a model misses what it misses in a stage, as far as trials say; told below its figures where it does.
 _WHY = {
-    ("smollm2", "whole"): """Why: the cores were not quiet. Beside the run went other work of the least priority (autogroup 19, load of the machine 13 to 33), and for six minutes of
+    (
+        "smollm2",
+        "whole",
+    ): """Why: the cores were not quiet. Beside the run went other work of the least priority (autogroup 19, load of the machine 13 to 33), and for six minutes of
 processor time an engine of equal priority. 3,687 s of the processor are 31 minutes of two cores; on two quiet ones the run was not made. The run before (commit b9e6de7f, 208
 sequences) took 40.0 minutes, it too beside other work.""",
 }
@@ -94,7 +97,11 @@ def _goals(documents: Sequence[Mapping[str, Any]]) -> str:
             if line.at_most is not None
         ]
         if asked:
-            missed = [f"{stage}: {line.name} ({_figure(line)}, {line.at_most:g} at most)" for stage, line in asked if not line.met]
+            missed = [
+                f"{stage}: {line.name} ({_figure(line)}, {line.at_most:g} at most)"
+                for stage, line in asked
+                if not line.met
+            ]
             said = "missed: " + "; ".join(missed) if missed else "none missed"
             told.append(f"**{subject.title}**: {len(asked) - len(missed)} of {len(asked)} goals met, {said}.")
     return "\n\n".join(told)
@@ -106,7 +113,11 @@ def _stage(stage: str, documents: Sequence[Mapping[str, Any]]) -> str:
     told = [f"* {model}: {_conditions(each)}" for model, each in zip(models, documents, strict=True)]
     columns = [{line.name: line for line in map(_line, each["lines"])} for each in documents]
     names = dict.fromkeys(name for column in columns for name in column)
-    table = [f"| what | {' | '.join(models)} | goal |", "|---" * (len(models) + 2) + "|", *(_row(name, columns) for name in names)]
+    table = [
+        f"| what | {' | '.join(models)} | goal |",
+        "|---" * (len(models) + 2) + "|",
+        *(_row(name, columns) for name in names),
+    ]
     why = [_WHY[key] for each in documents if (key := (each["model"], stage)) in _WHY and _misses(each)]
     return "\n\n".join([f"## {TITLES[stage]}", "\n".join(told), "\n".join(table), *why])
 

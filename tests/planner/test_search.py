@@ -25,7 +25,8 @@ from planner.choice.judging.candidate import complete
 from planner.choice.judging.decision import decide
 from planner.choice.search import SearchResult, rule_of, search
 from planner.choice.space.bits import fewest_bits, most_bits
-from planner.choice.space.designs import settings_options, with_whole_experts
+from planner.choice.space.designs import with_whole_experts
+from planner.choice.space.settings import settings_options
 from planner.choice.space.published import description, published_quality
 from planner.choice.verdict import Candidate, GoalResult, Verdict
 from planner.plan.make import plan

@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from passes.ir.architectures.config import Config
@@ -99,7 +99,7 @@ class Profile:
 def fit() -> dict[str, Any]:
     """Return the fitted coefficients."""
     data: dict[str, Any] = json.loads(
-        files("targets.engines.vllm.memory").joinpath("memory_fit.json").read_text(encoding="utf-8")
+        Path(__file__).with_name("memory_fit.json").read_text(encoding="utf-8")
     )
     return data
 

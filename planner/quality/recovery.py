@@ -23,9 +23,7 @@ TRAINED = ("logits", "sequences")
 @lru_cache(maxsize=1)
 def fit() -> dict[str, Any]:
     """Read the fit."""
-    values: dict[str, Any] = json.loads(
-        Path(__file__).with_name("recovery_fit.json").read_text(encoding="utf-8")
-    )
+    values: dict[str, Any] = json.loads(Path(__file__).with_name("recovery_fit.json").read_text(encoding="utf-8"))
     return values
 
 

@@ -98,9 +98,7 @@ class Profile:
 @lru_cache(maxsize=1)
 def fit() -> dict[str, Any]:
     """Return the fitted coefficients."""
-    data: dict[str, Any] = json.loads(
-        Path(__file__).with_name("memory_fit.json").read_text(encoding="utf-8")
-    )
+    data: dict[str, Any] = json.loads(Path(__file__).with_name("memory_fit.json").read_text(encoding="utf-8"))
     return data
 
 

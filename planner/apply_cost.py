@@ -14,7 +14,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 
 from passes import chain
@@ -112,7 +111,7 @@ class Rates:
 @cache
 def rates_of(kind: str) -> Rates:
     """Return the rates of a `processor` or a `card`, as `apply_rates.json` has them."""
-    stored = json.loads(files("planner").joinpath("apply_rates.json").read_text(encoding="utf-8"))[kind]
+    stored = json.loads(Path(__file__).with_name("apply_rates.json").read_text(encoding="utf-8"))[kind]
     low, high = stored.pop("spread")
     start = float(stored.pop("start")["seconds"])
     memory = {name: figure["bytes"] for name, figure in stored.pop("memory").items()}

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from passes.errors import InputError, NotModelledError, nearest, unknown_name
@@ -119,7 +119,7 @@ def _letters(name: str) -> str:
 @lru_cache(maxsize=1)
 def _index() -> tuple[dict[str, int], tuple[str, ...], dict[str, list[int]]]:
     """Line numbers by folded name or alias, and by whole names; the catalog's lines, each `- {json}`; those that share a name."""
-    text = files("targets").joinpath("gpus.yaml").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("gpus.yaml").read_text(encoding="utf-8")
     lines = tuple(line[2:] for line in text.splitlines() if line.startswith("- {"))
     index: dict[str, int] = {}
     shared: dict[str, list[int]] = {}

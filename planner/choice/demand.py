@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from passes.errors import NotModelledError
-from planner.spec.parts.goals import Goals
-from planner.spec.spec import Spec
 from targets.gpu import Gpu, find_gpu, inline_gpu, installed_gpu
 from targets.workload import Limit, Workload
+
+if TYPE_CHECKING:
+    from planner.spec.parts.goals import Goals
+    from planner.spec.spec import Spec
 
 
 def target_gpu(spec: Spec) -> Gpu:

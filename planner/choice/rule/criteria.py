@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from passes import chain
 from passes.base import Stage
@@ -33,11 +34,13 @@ from planner.choice.rule.words import (
 from planner.choice.verdict import Verdict, refusals
 from planner.figures import apart
 from planner.quality.expected import growth
-from planner.spec.parts.goals import Goals
 from targets.engines.engine import find_engine
 from targets.gpu import Gpu
 from targets.quantity import Basis, Quantity
 from targets.speed.card import card_of
+
+if TYPE_CHECKING:
+    from planner.spec.parts.goals import Goals
 
 #: Hours of work that are this close, as a share, are ties: forecasts are off by more. Minutes are nothing.
 _HOURS_BAND, _LEAST_HOURS = 0.25, 0.1

@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from operator import le
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from passes.record import dataclass
 from planner.choice.rule.criteria import Criterion, criteria, making, preferred, restarts, speed
 from planner.choice.rule.standing import Standing
 from planner.choice.rule.words import FIGURES, MAKING, MISSES, TOLD, standing_told
 from planner.choice.verdict import Verdict, refusals
-from planner.spec.parts.goals import Goals
 from targets.gpu import Gpu
+
+if TYPE_CHECKING:
+    from planner.spec.parts.goals import Goals
 
 T = TypeVar("T")
 

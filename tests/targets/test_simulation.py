@@ -25,11 +25,11 @@ from targets.simulation.simulate import Host, Run, simulate
 from targets.simulation.step_times import StepTimes
 from targets.speed.estimate import asked
 from targets.speed.step import Step, padded
-from targets.workload import Workload
+from targets.workload import RampUp, Workload
 
 _LENGTHS = list(zip(spread(500, 0.8, 150), spread(150, 0.9, 150, seed=1), strict=True))
 _LOADS = {
-    "closed": closed_loop(24, 150), "burst": burst(150), "rate": poisson(8, 150), "capped": poisson(50, 150, 0.3, at_once=9),
+    "closed": closed_loop(24, 150), "ramp": closed_loop(24, 150, 3.0), "burst": burst(150), "rate": poisson(8, 150), "capped": poisson(50, 150, 0.3, at_once=9),
 }  # fmt: skip
 
 
@@ -131,6 +131,32 @@ def test_a_rate_is_kept_and_its_gaps_are_as_clustered_as_asked() -> None:
         assert due[-1] == pytest.approx(1000)
         assert math.sqrt(fmean([(gap / mean - 1) ** 2 for gap in gaps])) == pytest.approx(variation, rel=0.1)
     assert poisson(4.0, 10).due == poisson(4.0, 10).due
+
+
+def test_a_rate_grows_as_vllm_lets_it() -> None:
+    """Each gap is drawn at the rate that `benchmarks/serve.py:_get_current_request_rate` gives that request, and none is scaled after."""
+    for strategy, middle in (("linear", 5.5), ("exponential", math.sqrt(10))):
+        ramp = RampUp(strategy, 1.0)
+        assert [ramp.rate(share, 10.0) for share in (0.0, 0.5, 1.0)] == pytest.approx([1.0, middle, 10.0])
+        due = poisson(10.0, 4000, 100.0, ramp_up=ramp).due
+        assert due[-1] == pytest.approx(sum(1 / ramp.rate(number / 3999, 10.0) for number in range(4000)), rel=0.01)
+        assert due[100] / 100 == pytest.approx(1.0, rel=0.1) and (due[-1] - due[-101]) / 100 == pytest.approx(0.1, rel=0.1)
+    each = load_of(Workload(4096, None, 512, 128, rate=8.0, ramp_up=RampUp("linear", 2.0)), 2).arrivals.due
+    assert each[-1] == pytest.approx(500 * math.log(4) / 3, rel=0.1), "a replica has its share of the rate at both ends"
+
+
+def test_clients_that_come_one_after_the_other() -> None:
+    """The first at once, the last after the time that is told, each with its next request as soon as it is answered; who is answered before
+    the last one is there does not wait for it.
+    """
+    load, alike = closed_loop(5, 20, 8.0), [(100, 11)] * 20
+    run = simulate(lambda _: 0.05, Scheduler(Rules(2048, 64), Cache(1000)), load, alike, Host())
+    firsts = [at for at in run.sent if any(at == start for start in load.starts)]
+    assert load.starts == [0.0, 2.0, 4.0, 6.0, 8.0] and load.timed and not closed_loop(5, 20).timed
+    assert firsts[:3] == [0.0, 2.0, 4.0] and run.sent == sorted(run.sent)
+    assert run.sent[1] == pytest.approx(run.done[0]) and run.sent[1] < 2.0
+    together = simulate(lambda _: 0.05, Scheduler(Rules(2048, 64), Cache(1000)), closed_loop(5, 20), alike, Host())
+    assert max(run.sent) > max(together.sent)
 
 
 def test_lengths_have_the_mean_and_the_percentile_that_are_asked() -> None:

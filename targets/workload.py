@@ -48,8 +48,8 @@ class Workload:
     `rate`: requests a second that arrive by chance in place of the closed loop, infinite where all come at once; `burstiness`: shape of
     their gaps (1: Poisson); `at_once`: unanswered ones beyond which the next waits to be sent. `requests`: how many there are in all. None:
     as many as steady figures take; lengths that are told by their mean alone vary then, as they do in use.
-    `ramp_up`: how it grows to that, the same from the first request on where it is None. `ramp_s`: seconds over which the clients of a closed
-    loop come one after the other, all at once by default.
+    `ramp_up`: how it grows to that, the same from the first request on where it is None. `ramp_s`: seconds over which the clients of a
+    closed loop come one after the other, all at once by default.
     `shared_prefix`: tokens that all prompts begin with. `trace`: (second, prompt tokens, answer tokens) of each request, in place of these.
     `limits`: what users are promised; how many are served so is told then. `pictures`: of each request, of `picture_tokens` each, which
     are among its input tokens.

@@ -337,8 +337,8 @@ def _load(below: Load, options: Options, at_once: int | None) -> Load:
 
 
 def _rate(options: Options) -> tuple[float | None, RampUp | None]:
-    """The requests a second, and how they grow to that, as `vllm bench serve` is told so. Raises InputError where a part is left out or said
-    twice.
+    """The requests a second, and how they grow to that, as `vllm bench serve` is told so. Raises InputError where a part is left out or
+    said twice.
     """
     told = [options.get(name) for name in _RAMP_UP]
     if not any(each is not None for each in told):

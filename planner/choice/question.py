@@ -99,7 +99,8 @@ def _refuse_ramps(load: Load) -> None:
     if rate is None or not 0 < ramp.start <= rate < math.inf:
         told = "no rate" if rate is None else f"{rate:g} a second"
         raise InputError(
-            f"a ramp from {ramp.start:g} requests a second to {told}", remedy="it grows from more than 0 to a rate that is no less"
+            f"a ramp from {ramp.start:g} requests a second to {told}",
+            remedy="it grows from more than 0 to a rate that is no less",
         )
 
 

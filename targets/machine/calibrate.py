@@ -72,7 +72,7 @@ class Observation:
         return cls(timing.load, timing.ttft_ms.median / 1e3, timing.tpot_ms.median / 1e3)
 
     def errors(self, told: Means) -> list[float]:
-        """Return how far a prediction lies from it, in log space, as shares of an unremarkable error: of the first token, and of a further one.
+        """Return how far a prediction lies from it, in log space, as shares of an unremarkable error: of the first token, of a further one.
         Which of several clients' prompts are read in a step of their own is chance, so their first tokens tell less.
         """
         first = _NOISE if self.load.concurrency == 1 else _CHANCE
@@ -228,8 +228,8 @@ def fit_load(seen: Sequence[Observation], model: ServedModel, profile: Profile) 
 
 
 def predict(asked: Load, model: ServedModel, profile: Profile, values: Mapping[str, float]) -> Means:
-    """Predict the medians of a closed loop by given constants: of several clients, who start together, by simulating the engine's scheduler,
-    as what is predicted later is: their prompts share steps.
+    """Predict the medians of a closed loop by given constants: of several clients, who start together, by simulating the engine's
+    scheduler, as what is predicted later is: their prompts share steps.
     """
     ir, gpu, target, tp = model.ir, model.gpu, find_engine(model.engine), model.parallel.tp
     clients, settings = asked.concurrency, Settings(parallel=model.parallel)
@@ -241,7 +241,9 @@ def predict(asked: Load, model: ServedModel, profile: Profile, values: Mapping[s
     def step_s(step: Step) -> float:
         return step_seconds(work, card, rates, step, tp)
 
-    queue = target.queue(gpu, settings, workload, target.memory(ir, gpu, settings, workload).kv) if clients > 1 else None
+    queue = (
+        target.queue(gpu, settings, workload, target.memory(ir, gpu, settings, workload).kv) if clients > 1 else None
+    )
     if queue is None:
         budget = target.scheduler(gpu, settings, workload).tokens
         loop = Loop(

@@ -11,8 +11,8 @@ from targets.workload import RampUp
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
-    """`due`: the second that each request is sent at, in order, or as soon after as fewer than `at_once` are unanswered, if any. `starts`: the
-    second from which each of so many may be, in order; from the beginning where none is told.
+    """`due`: the second that each request is sent at, in order, or as soon after as fewer than `at_once` are unanswered, if any. `starts`:
+    the second from which each of so many may be, in order; from the beginning where none is told.
     """
 
     due: Sequence[float]
@@ -40,7 +40,12 @@ def burst(requests: int, at_once: int | None = None) -> Arrivals:
 
 
 def poisson(
-    rate: float, requests: int, burstiness: float = 1.0, *, seed: int = 0, at_once: int | None = None,
+    rate: float,
+    requests: int,
+    burstiness: float = 1.0,
+    *,
+    seed: int = 0,
+    at_once: int | None = None,
     ramp_up: RampUp | None = None,
 ) -> Arrivals:
     """Draw `rate` requests a second by chance: gaps of a gamma distribution of shape `burstiness`, 1 for a Poisson process, less for more

@@ -67,9 +67,7 @@ def load_of(workload: Workload, replicas: int = 1) -> Load:
     if math.isinf(workload.rate):
         return Load(arriving.burst(count, at_once), lengths)
     ramp_up = workload.ramp_up and replace(workload.ramp_up, start=workload.ramp_up.start / replicas)
-    due = arriving.poisson(
-        workload.rate / replicas, count, workload.burstiness, at_once=at_once, ramp_up=ramp_up
-    )
+    due = arriving.poisson(workload.rate / replicas, count, workload.burstiness, at_once=at_once, ramp_up=ramp_up)
     return Load(due, lengths)
 
 

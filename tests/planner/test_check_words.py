@@ -496,7 +496,18 @@ def test_lengths_of_requests_that_arrive_are_alike_where_that_is_said(optimize: 
 
 
 def test_a_load_that_grows_is_told_and_is_another_one(optimize: Any) -> None:
-    asked = ("--gpu", "H100", "--model", "Qwen/Qwen3-0.6B", "--input-tokens", 2000, "--output-tokens", 100, "--num-prompts", 64)
+    asked = (
+        "--gpu",
+        "H100",
+        "--model",
+        "Qwen/Qwen3-0.6B",
+        "--input-tokens",
+        2000,
+        "--output-tokens",
+        100,
+        "--num-prompts",
+        64,
+    )
     ramp = ("--ramp-up-strategy", "exponential", "--ramp-up-start-rps", 1, "--ramp-up-end-rps", 64)
     waiting = ("--max-concurrency", 16)
     told = {

@@ -162,9 +162,13 @@ class WorkloadSpec(Strict):
         if self.rate is None and (self.max_concurrency or self.burstiness != 1.0):
             raise ValueError("max_concurrency and burstiness are of a rate: name one (rate: 4/s), or use concurrency")
         if self.ramp_up is not None and not (self.rate is not None and self.ramp_up.start <= self.rate < math.inf):
-            raise ValueError("ramp_up says how a rate grows: name the one that it ends at (rate: 10/s), no less than its start")
+            raise ValueError(
+                "ramp_up says how a rate grows: name the one that it ends at (rate: 10/s), no less than its start"
+            )
         if self.concurrency_ramp is not None and self.arrives:
-            raise ValueError("concurrency_ramp is of clients that wait for answers, and these requests arrive: keep one")
+            raise ValueError(
+                "concurrency_ramp is of clients that wait for answers, and these requests arrive: keep one"
+            )
         if self.rate is not None and self.trace is not None:
             raise ValueError("a trace says itself when its requests come: name it or a rate, not both")
         if isinstance(self.shared_prefix, float) and self.shared_prefix > 1:

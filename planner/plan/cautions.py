@@ -26,7 +26,7 @@ from planner.spec.spec import Spec
 from targets.engines.engine import find_engine
 from targets.gpu import Gpu
 from targets.simulation.lengths import MOST_APART
-from targets.simulation.serving import lengths_told
+from targets.simulation.serving import lengths_told, ramp_told
 
 _GIB = 1 << 30
 
@@ -70,8 +70,9 @@ def cautions(spec: Spec, result: SearchResult, verdict: Verdict) -> Iterator[str
         yield f"{parallel.gpus} cards are {machines} machines of {node}: {inside}{network}"
     if not (ends := purpose(verdict.ir)).writes:
         yield f"{verdict.ir.name} writes no text: a request ends with its {ends} after the prompt, so output_tokens has no meaning"
-    if verdict.served is not None and (told := lengths_told(workload_of(spec))) is not None:
-        yield told
+    if verdict.served is not None:
+        load = workload_of(spec)
+        yield from (told for told in (lengths_told(load), ramp_told(load)) if told is not None)
     yield from _far_apart(spec)
     yield from _chosen_numbers(spec, result, verdict)
 

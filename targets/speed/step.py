@@ -71,7 +71,8 @@ class Rates:
     Seconds: `layer_s` per layer, `expert_layer_s` more where experts are routed, `recurrent_layer_s` where a state is kept,
     `kernel_layer_s` more per layer by kernel family (quantizing activations, unpacking), `step_s` per step, `sequence_s` per running
     sequence and step, `token_s` per prompt token and layer at a width of 4,096 (what is neither matrix nor attention). `links`: by kind.
-    Of the host, before the first token: `host_s` a request, `serial_s` of a thread in turns, `host_token_s` a prompt's token,
+    Of the host, before the first token: `host_s` a request, `serial_s` of a thread in turns, `template_s` more where it parses the template
+    of a chat each time, `host_token_s` a prompt's token,
     `workers_s` a request more where cards are several, whose workers are processes of their own. `first_use_s`: what the first prompts
     after a start may wait for kernels of recurrent layers to be compiled. `launch_layer_s`: of the host, to launch a layer's kernels one by
     one, where no CUDA graph does it (eager): no step is shorter, however fast the card is; 0 with graphs. `sparse_whole`: the kernel of
@@ -108,6 +109,7 @@ class Rates:
     serial_s: float
     workers_s: float
     first_use_s: float
+    template_s: float = 0.0
     launch_layer_s: float = 0.0
     sparse_whole: bool = False
 

@@ -218,7 +218,7 @@ def _fewer(question: Question, outcome: Outcome) -> Iterator[Options]:
 
 def _slower(question: Question, outcome: Outcome) -> Iterator[Options]:
     """Fewer requests a second than are served at most, where they come at a rate."""
-    if question.load.rate is None or not outcome.fits:
+    if question.load.rate is None or question.load.ramp_up is not None or not outcome.fits:
         return
     speed = question.engine.speed(outcome.ir, question.gpu, question.settings, outcome.workload, outcome.memory)
     most = speed.capacity_req_s.value if speed.capacity_req_s else question.load.rate

@@ -40,6 +40,8 @@ class PortableWorkload:
     rate: str | None = None
     burstiness: float = 1.0
     max_concurrency: int | None = None
+    ramp_up: Mapping[str, str] | None = None
+    concurrency_ramp: str | None = None
     shared_prefix: int | str = 0
     trace: str | None = None
 

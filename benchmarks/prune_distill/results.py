@@ -37,13 +37,19 @@ TITLES = {
 }  # fmt: skip
 #: Why a model misses what it misses in a stage, as far as trials say; told below its figures where it does.
 _WHY = {
-    ("smollm2", "compensation"): """Why: on the reference the best cut is now the very one that is compensated (Fisher felt on 48 sequences loses 25.9 % there, on 16 it lost 30.1, by
+    (
+        "smollm2",
+        "compensation",
+    ): """Why: on the reference the best cut is now the very one that is compensated (Fisher felt on 48 sequences loses 25.9 % there, on 16 it lost 30.1, by
 activation 26.4), so that the ratio fell short by a hundredth of its standard error. What compensated models lose fell all the same: before (commit 12b4fc53: Fisher on 16
 sequences, 160 of them to fit to) 14.2 and 27.5 %; before that (commit 0f97b23c: 120 sequences, as much of its own text, news and NumPy's docstrings) 18.5 and 27.4 %. The mix of
 what is looked at (one sequence of its own text, three of news, four of what Python's library and NumPy say of themselves, 26 times over) was chosen after an earlier one had
 missed on these judging texts; that Fisher is felt on 48 sequences was tried on texts that do not judge
 ([quantization.md](quantization.md)). More text takes off more: the damping is chosen on sequences that nothing was fitted to.""",
-    ("smollm2", "whole"): """Why: by less than a tenth of a second, on cores that were not quiet: for the first seventeen minutes tests and for four of them another measurement ran beside
+    (
+        "smollm2",
+        "whole",
+    ): """Why: by less than a tenth of a second, on cores that were not quiet: for the first seventeen minutes tests and for four of them another measurement ran beside
 it, from which it took more than an equal share of the processor (autogroup -14); the last five minutes had work for one core alone. 3,747 s of the processor are 31 minutes of two cores.""",
 }
 _NOTHING = "**No stage was run on the whole model yet.**"
@@ -99,7 +105,11 @@ def _goals(documents: Sequence[Mapping[str, Any]]) -> str:
             if line.at_most is not None
         ]
         if asked:
-            missed = [f"{stage}: {line.name} ({_figure(line)}, {line.at_most:g} at most)" for stage, line in asked if not line.met]
+            missed = [
+                f"{stage}: {line.name} ({_figure(line)}, {line.at_most:g} at most)"
+                for stage, line in asked
+                if not line.met
+            ]
             said = "missed: " + "; ".join(missed) if missed else "none missed"
             told.append(f"**{subject.title}**: {len(asked) - len(missed)} of {len(asked)} goals met, {said}.")
     return "\n\n".join(told)
@@ -111,7 +121,11 @@ def _stage(stage: str, documents: Sequence[Mapping[str, Any]]) -> str:
     told = [f"* {model}: {_conditions(each)}" for model, each in zip(models, documents, strict=True)]
     columns = [{line.name: line for line in map(_line, each["lines"])} for each in documents]
     names = dict.fromkeys(name for column in columns for name in column)
-    table = [f"| what | {' | '.join(models)} | goal |", "|---" * (len(models) + 2) + "|", *(_row(name, columns) for name in names)]
+    table = [
+        f"| what | {' | '.join(models)} | goal |",
+        "|---" * (len(models) + 2) + "|",
+        *(_row(name, columns) for name in names),
+    ]
     why = [_WHY[key] for each in documents if (key := (each["model"], stage)) in _WHY and _misses(each)]
     return "\n\n".join([f"## {TITLES[stage]}", "\n".join(told), "\n".join(table), *why])
 

@@ -41,7 +41,10 @@ def test_a_figure_stands_beside_its_spread_its_goal_and_what_it_took() -> None:
     assert "| what | Gemma 3 270M | goal |\n|---|---|---|" in page
     assert "| left | 0.4 ± 0.03 of the rise: met | at most 0.5 |" in page
     assert "| failed | 2 of 5: **missed** | at most 1 |" in page and "| told | 57 % |  |" in page
-    assert "* Gemma 3 270M: 10.0 minutes on 1 thread of 2 cores (1,100 s of processor time); commit abc1234, torch 2.11.0." in page
+    assert (
+        "* Gemma 3 270M: 10.0 minutes on 1 thread of 2 cores (1,100 s of processor time); commit abc1234, torch 2.11.0."
+        in page
+    )
     assert "**Gemma 3 270M**: 1 of 2 goals met, missed: compensation: failed (2 of 5, 1 at most)." in page
 
 

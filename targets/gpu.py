@@ -88,6 +88,8 @@ class Gpu:
     note: str | None = None
     instructions: frozenset[str] = frozenset()
     network: Network | None = None
+    bridge: bool | None = None
+    """Whether two of them are joined by an NVLink bridge, which is bought apart; None where the link, if any, is no bridge."""
     offered: bool = True
     """Whether it is proposed where another card would do: not where it is sold no longer, in some countries only, or modified."""
 
@@ -415,6 +417,7 @@ def _gpu(entry: Mapping[str, Any], note: str | None = None, basis: Basis = Basis
         link_bytes_per_s=None if link is None else float(link) * 1e9,
         basis=basis,
         note=note,
+        bridge=False if entry.get("bridge") else None,
         offered=entry.get("offered", True),
     )
 

@@ -26,7 +26,8 @@ def target_gpu(spec: Spec) -> Gpu:
         raise NotModelledError(
             f"{gpu.name}: engines on {gpu.vendor} cards are not modelled", remedy="choose an NVIDIA card"
         )
-    return replace(gpu, network=spec.target.network)
+    bridge = gpu.bridge if gpu.bridge is None else spec.target.bridge
+    return replace(gpu, network=spec.target.network, bridge=bridge)
 
 
 def workload_of(spec: Spec) -> Workload:

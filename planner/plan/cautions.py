@@ -36,6 +36,12 @@ def cautions(spec: Spec, result: SearchResult, verdict: Verdict) -> Iterator[str
     machine, numbers that were left open.
     """
     goals, parallel = spec.goals, verdict.candidate.settings.parallel
+    if result.rule.takes_too_long(verdict):
+        yield (
+            f"nobody would wait for it: it takes about {show(result.rule.hours(verdict), 'h')} to make, more than {goals.work_hours:g} h "
+            f"(goals: work_hours), and nothing that takes less is as likely to meet the goals: make it on a card with more memory than "
+            f"{result.gpu.name}, or look for a checkpoint that somebody made like it"
+        )
     if not verdict.admissible(goals):
         asked, fit, least = (show(odds, "odds") for odds in (goals.confidence, goals.fit_confidence, min(verdict.odds)))
         yield (
@@ -68,6 +74,8 @@ def cautions(spec: Spec, result: SearchResult, verdict: Verdict) -> Iterator[str
             "" if spec.target.network_gb_s else "; between them 12.5 GB/s each are assumed (`target: network_gb_s`)"
         )
         yield f"{parallel.gpus} cards are {machines} machines of {node}: {inside}{network}"
+    if parallel.tp > 1 and result.gpu.bridge is False:
+        yield f"the cards speak over PCIe: an NVLink bridge, which is bought apart, is not assumed of {result.gpu.name} (target: bridge)"
     if not (ends := purpose(verdict.ir)).writes:
         yield f"{verdict.ir.name} writes no text: a request ends with its {ends} after the prompt, so output_tokens has no meaning"
     if verdict.served is not None:

@@ -25,6 +25,7 @@ class PortableTarget:
     nodes: int | None = None
     max: int | None = None
     network_gb_s: float | None = None
+    bridge: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

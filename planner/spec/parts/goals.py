@@ -87,6 +87,8 @@ class Goals(Strict):
     """The same for fitting the card."""
     bands: Bands = Bands()
     """Which gains are worth neither work nor risk."""
+    work_hours: Annotated[float, Field(gt=0)] = 48.0
+    """Hours that making it may take: what takes longer is chosen only where nothing else stands as well, and the plan says so first."""
 
     @field_validator("decode", "throughput", mode="before")
     @classmethod

@@ -29,7 +29,7 @@ class RampUp:
     def rate(self, progress: float, end: float) -> float:
         """Return requests a second when so large a share of the requests was sent."""
         if self.strategy == "exponential":
-            return self.start * (end / self.start) ** progress
+            return self.start * math.exp(progress * math.log(end / self.start))
         return self.start + (end - self.start) * progress
 
 

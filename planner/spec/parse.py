@@ -114,7 +114,7 @@ def _without_wrong(value: Mapping[str, Any], error: ValidationError) -> Spec | N
         place = _place(problem, value)
         _remove(rest, place[:-1] if problem["type"] == "missing" else place)
     naming = {key: rest[key] for key in _NAMING if key in rest}
-    for left in (_NEEDED | rest, _NEEDED | naming):  # keys that are right may disagree when others are gone
+    for left in ({**_NEEDED, **rest}, {**_NEEDED, **naming}):  # keys that are right may disagree when others are gone
         with suppress(ValidationError):
             return Spec.model_validate(left)
     return None

@@ -73,7 +73,7 @@ def _between(table: Sequence[float], share: float) -> float:
     """What stands in a table at a share, between two of its own as their logarithms run straight."""
     above = bisect_left(_SHARES, share, 1)
     part = (share - _SHARES[above - 1]) / (_SHARES[above] - _SHARES[above - 1])
-    return table[above - 1] ** (1 - part) * table[above] ** part
+    return math.exp((1 - part) * math.log(table[above - 1]) + part * math.log(table[above]))
 
 
 def _with_mean(lengths: Sequence[float], mean: float, rooms: Sequence[float]) -> list[int]:

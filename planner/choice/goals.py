@@ -93,6 +93,7 @@ class NoGoals:
     confidence: float = 0.8
     fit_confidence: float = 0.95
     bands: UsualBands = UsualBands()
+    work_hours: float = 48.0
     times: tuple[()] = ()
     batch: bool = False
     asks_quality: bool = False

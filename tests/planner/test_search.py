@@ -9,6 +9,7 @@ from functools import lru_cache
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from passes.base import Pass
 from passes.chain import illegal, needs_text, rewrite
@@ -364,8 +365,9 @@ def test_a_speed_that_settings_have_in_common_is_each_ones_own(clients: int) -> 
 
 
 def test_what_is_weighed_by_without_goals_is_what_a_spec_leaves_out() -> None:
-    def alike(plain: object, part: object) -> None:
+    def alike(plain: object, part: BaseModel) -> None:
         assert is_dataclass(plain)
+        assert set(type(part).model_fields) <= {field.name for field in fields(plain)}
         for field in fields(plain):
             mine, theirs = getattr(plain, field.name), getattr(part, field.name)
             if is_dataclass(mine):

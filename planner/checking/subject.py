@@ -15,6 +15,7 @@ from passes.ir.sources import Source, open_model
 from passes.record import dataclass
 from planner.check import CheckResult, answer, to_make
 from planner.checking.terms import Terms
+from planner.choice.demand import joined, limits_of
 from planner.choice.question import Load, Question, is_limit, limits_named
 from planner.quality.expected import Quality, expected_quality
 from planner.spec.arguments import is_file
@@ -26,6 +27,7 @@ from targets.workload import RampUp
 
 if TYPE_CHECKING:
     from planner.spec.parts.goals import Goals
+    from planner.spec.parts.target import Target
     from planner.spec.spec import Spec
     from targets.machine.live import LiveMachine
 
@@ -59,12 +61,13 @@ _TO_P95 = 0.9
 @dataclass(frozen=True, slots=True)
 class Subject:
     """What is checked, before the options of the command line are laid over it. None: not said. `as_given`: goals on quality are on what is
-    done to the model as it is given, as a plan's are, and not on what it lost before.
+    done to the model as it is given, as a plan's are, and not on what it lost before. `target`: a spec's, whose cards are joined so.
     """
 
     model: str | None = None
     source: Source | None = None
     gpu: str | Mapping[str, Any] | None = None
+    target: Target | None = None
     cards: int | None = None
     engine: str | None = None
     settings: Settings = _PLAIN
@@ -142,8 +145,6 @@ def _promised(question: Question, terms: Terms) -> Question:
     several = (question.concurrency or 1) > 1 or load.rate is not None or load.trace is not None
     if load.limits or terms.goals is None or not several:
         return question
-    from planner.choice.demand import limits_of
-
     return replace(question, load=replace(load, limits=limits_of(terms.goals)))
 
 
@@ -228,7 +229,7 @@ def _of_spec(spec: Spec, model: str | None = None) -> Subject:
     gpu = spec.target.gpu if isinstance(spec.target.gpu, str) else spec.target.gpu.model_dump(exclude_none=True)
     source = open_model(model or spec.model, revision=None if model else spec.revision, assume=spec.assume)
     return Subject(
-        model=model or spec.model, source=source, gpu=gpu, cards=spec.target.cards,
+        model=model or spec.model, source=source, gpu=gpu, target=spec.target, cards=spec.target.cards,
         engine=None if name == "auto" else name, settings=settings, context=workload.context, concurrency=workload.concurrency,
         input_tokens=workload.input_tokens, output_tokens=workload.output_tokens,
         load=Load.of(workload),
@@ -291,7 +292,7 @@ def _question(subject: Subject, options: Options, cards: Cards) -> tuple[Questio
                 remedy="optimize check --model MODEL --gpu CARD; or a spec, a plan, a result; or -- vllm serve MODEL …",
             )
         source = open_model(model)
-    card = cards.gpu
+    card = cards.gpu if subject.target is None or "gpu" in options else joined(subject.target, cards.gpu)
     engine = options.get("engine") or subject.engine or DEFAULT_ENGINE
     if not (options.get("engine") or options.get("gpu")) and card.is_cpu and engine == DEFAULT_ENGINE:
         engine = next(name for name in ENGINE_NAMES if find_engine(name).weighed_on(card))

@@ -11,6 +11,7 @@ from targets.workload import Limit, Workload
 
 if TYPE_CHECKING:
     from planner.spec.parts.goals import Goals
+    from planner.spec.parts.target import Target
     from planner.spec.spec import Spec
 
 
@@ -20,14 +21,18 @@ def target_gpu(spec: Spec) -> Gpu:
     """
     asked = spec.target.gpu
     if not isinstance(asked, str):
-        return replace(inline_gpu(asked.model_dump(exclude_none=True)), network=spec.target.network)
+        return joined(spec.target, inline_gpu(asked.model_dump(exclude_none=True)))
     gpu = installed_gpu() if asked == "auto" else find_gpu(asked)
     if gpu.vendor not in ("NVIDIA", "CPU"):
         raise NotModelledError(
             f"{gpu.name}: engines on {gpu.vendor} cards are not modelled", remedy="choose an NVIDIA card"
         )
-    bridge = gpu.bridge if gpu.bridge is None else spec.target.bridge
-    return replace(gpu, network=spec.target.network, bridge=bridge)
+    return joined(spec.target, gpu)
+
+
+def joined(target: Target, gpu: Gpu) -> Gpu:
+    """Return a card with what joins the cards of a target: the network between machines, and a bridge of two where the card takes one."""
+    return replace(gpu, network=target.network, bridge=gpu.bridge if gpu.bridge is None else target.bridge)
 
 
 def workload_of(spec: Spec) -> Workload:

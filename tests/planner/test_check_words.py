@@ -523,6 +523,15 @@ def test_a_load_that_grows_is_told_and_is_another_one(optimize: Any) -> None:
     assert "clients come one after the other, the last after 8 s" in told["one by one"]["notes"]
 
 
+@pytest.mark.parametrize("gpu", ["RTX 3090", "{ name: RTX 3090, memory_gib: 20 }"])
+def test_a_check_of_a_spec_has_the_bridge_that_it_names(optimize: Any, tmp_path: Path, gpu: str) -> None:
+    file, tpot = tmp_path / "s.yaml", {}
+    for bridge in ("true", "false"):
+        file.write_text(f"model: Qwen/Qwen2.5-7B-Instruct\ntarget: {{ gpu: {gpu}, count: 2, bridge: {bridge} }}\n")
+        tpot[bridge] = check(optimize, file, "--tp", 2)[1]["speed"]["tpot_ms"]["value"]
+    assert tpot["true"] < tpot["false"]
+
+
 @pytest.mark.parametrize("said", ["0", "-1", "fast", "10 km"])
 def test_what_is_no_rate_says_how_to_write_one(optimize: Any, said: str) -> None:
     code, _, err = optimize("check", "--gpu", "H100", "--model", "Qwen/Qwen3-0.6B", "--request-rate", said)

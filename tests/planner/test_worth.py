@@ -45,4 +45,4 @@ def test_hours_before_days() -> None:
     """A laptop's card holds no conversion to EXL2; a checkpoint that its makers publish in 4 bits takes no work."""
     load = "context: 8192, concurrency: 1, input_tokens: 1000, output_tokens: 300"
     made = chosen("Qwen/Qwen2.5-7B-Instruct", "RTX 4060 Laptop, reserve: 0.8 GiB", load, "decode: 20 tok/s")
-    assert made.nothing_to_make or made.apply.seconds.value < 48 * 3600 * 32
+    assert made.nothing_to_make

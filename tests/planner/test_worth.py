@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import pytest
 
+from passes.ir.sources import open_model
+from passes.quantize.format_names import pass_named
+from planner.choice.judging.candidate import fitted
+from planner.choice.rule.criteria import preferred
+from planner.choice.verdict import Candidate, Verdict
 from planner.plan.document import ChosenPlan
 from planner.plan.make import plan
+from planner.quality.expected import expected_quality
 from planner.spec.parse import parse_spec
+from planner.spec.parts.goals import Bands, Goals
+from targets.engines.engine import Settings
+from targets.gpu import find_gpu
+from targets.workload import Workload
 
 LLAMA, COMMAND_R = "meta-llama/Llama-3.1-8B-Instruct", "CohereForAI/c4ai-command-r-v01"
 MANY = "context: 4096, concurrency: {}, input_tokens: 800, output_tokens: 250"
@@ -46,3 +56,20 @@ def test_hours_before_days() -> None:
     load = "context: 8192, concurrency: 1, input_tokens: 1000, output_tokens: 300"
     made = chosen("Qwen/Qwen2.5-7B-Instruct", "RTX 4060 Laptop, reserve: 0.8 GiB", load, "decode: 20 tok/s")
     assert made.nothing_to_make
+
+
+def test_the_wider_band_is_of_eight_bits_alone() -> None:
+    """Four bits that an RTX 5090 multiplies are no eight bits, however wide the band: what was seen of tasks is of eight."""
+    dense, gpu = open_model(LLAMA).ir, find_gpu("RTX 5090")
+
+    def stored(name: str) -> Verdict:
+        step = pass_named(name)
+        assert step is not None
+        quality = expected_quality(dense, (step,))
+        return fitted(Candidate("vllm", (step,), Settings()), step.rewrite(dense), gpu, Workload(4096, 8), quality, ())
+
+    def width(name: str, band: float) -> float:
+        return preferred(Goals(bands=Bands(quality=f"{band:%}")), gpu).width(stored("w8a16-g128"), stored(name))
+
+    assert (width("fp8", 0.005), width("fp8", 0.002)) == (0.02, 0.002)
+    assert width("nvfp4", 0.04) == 0.04

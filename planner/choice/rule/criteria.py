@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from passes import chain
 from passes.base import Stage
+from passes.formats.format import Format
 from passes.formats.kv_dtypes import OWN
 from passes.ir.names import recalled
 from passes.ir.resident import resident_model
@@ -195,12 +196,13 @@ def _grown(verdict: Verdict) -> float:
 
 
 def _grown_width(goals: Goals, gpu: Gpu, best: Verdict, other: Verdict) -> float:
-    """By how much more perplexity may grow than that of the best, and still tie."""
+    """By how much more perplexity may grow than that of the best, and still tie: what was seen of tasks holds of as many bits alone."""
     width, more = max(goals.bands.quality, _own(best.quality.log_ppl_increase)), _grown(other) - _grown(best)
     wide = _AS_GOOD_IN_TASKS * goals.bands.quality
     if not width < more <= wide or other.ir.tensor_bytes > best.ir.tensor_bytes * (1 + goals.bands.memory):
         return width
-    return wide if _emulated(other, gpu) < _emulated(best, gpu) else width
+    fewer_bits = _least_bits(other) < _least_bits(best)
+    return width if fewer_bits or _emulated(other, gpu) >= _emulated(best, gpu) else wide
 
 
 def _log_rate(verdict: Verdict, batch: bool) -> float:
@@ -248,14 +250,26 @@ def _emulated(verdict: Verdict, gpu: Gpu) -> int:
     """Whether weights are unpacked before the card multiplies them."""
     engine = find_engine(verdict.candidate.engine)
     card = card_of(engine, gpu)
-    forms = {
+    return int(
+        any(
+            card.kernel(form).arithmetic not in card.flops or card.kernel(form).arithmetic == "bf16"
+            for form in _formats(verdict)
+        )
+    )
+
+
+def _least_bits(verdict: Verdict) -> float:
+    """Bits of its codes, of the format that has the fewest; 0 where no matrix is quantized."""
+    return min((form.bits for form in _formats(verdict)), default=0.0)
+
+
+def _formats(verdict: Verdict) -> frozenset[Format]:
+    """The formats of the decoder's quantized matrices, as the engine holds them."""
+    return frozenset(
         linear.storage
         for block, _ in resident_model(verdict.ir).decoder.counts
         for linear in block.linears
         if linear.storage.is_quantized
-    }
-    return int(
-        any(card.kernel(form).arithmetic not in card.flops or card.kernel(form).arithmetic == "bf16" for form in forms)
     )
 
 

@@ -155,7 +155,7 @@ def effort(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass],
 
 
 def hours_of(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass], card: Gpu) -> float:
-    """Return the hours that running a chain takes on a card, or where that has too little memory for it on a server's processor."""
+    """Return the hours that running a chain takes on a card, or where that has too little memory for it on a workstation's processor."""
     work = effort(spec, source, target, passes, card)
     if not (card.is_cpu or holds(work, card)):
         work = effort(spec, source, target, passes, processor(*_BESIDE))

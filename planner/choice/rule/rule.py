@@ -157,7 +157,7 @@ class Rule:
         )  # fmt: skip
 
     def takes_too_long(self, v: Verdict) -> bool:
-        """Tell whether making a candidate takes longer than is worth it, so that whatever else meets the goals comes before it."""
+        """Tell whether making a candidate takes longer than is worth it, so that whatever else stands as it does comes before it."""
         return takes_too_long(self.goals, self.hours, v)
 
     @cached_property

@@ -347,7 +347,6 @@ def test_settings_that_buy_room_with_speed_are_taken_where_nothing_else_fits_and
     assert not roomy.candidate.changed
 
 
-@given(st.integers(200, 800), st.integers(200, 800), st.floats(0.2, 5.0))
 @pytest.mark.parametrize("clients", [1, 2, 24])
 def test_a_speed_that_settings_have_in_common_is_each_ones_own(clients: int) -> None:
     spec = parse_spec(SPEC.format(count=1, goals="decode: 30 tok/s,", prefer="speed"))
@@ -378,6 +377,7 @@ def test_what_is_weighed_by_without_goals_is_what_a_spec_leaves_out() -> None:
     alike(NO_GOALS, Goals())
 
 
+@given(st.integers(200, 800), st.integers(200, 800), st.floats(0.2, 5.0))
 def test_bits_are_solved_to_the_hundredth(limit: int, least: int, bend: float) -> None:
     """For any falling slack, straight or bent, and any threshold."""
 

@@ -31,7 +31,7 @@ from targets.speed.rates import is_fitted
 #: What a chain makes of a model: its description, what is illegal in that, its quality.
 Made: TypeAlias = tuple[ModelIR, tuple[Reason, ...], Quality]
 #: Where the cache holds so many times the requests that there are, none waits for room, whatever share of it the fit takes to be of use.
-_AMPLE = 2.0
+_AMPLE = 1.25
 
 
 class Judge:

@@ -306,6 +306,12 @@ class Engine(ABC):
         """Return bytes of weights that one card holds at least, as `memory` counts them but sooner; 0 where only `memory` tells."""
         return 0
 
+    def most_sequences(self, gpu: Gpu, settings: Settings) -> int | None:
+        """Return the requests that a replica runs at once at most, however many clients and however much cache there are; None: as many as
+        there are.
+        """
+        return None
+
     @abstractmethod
     def scheduler(self, gpu: Gpu, settings: Settings, workload: Workload) -> Scheduler:
         """Return what a step takes at most: as set, else the engine's own defaults for its version and the card."""

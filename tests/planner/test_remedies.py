@@ -34,6 +34,7 @@ QUESTIONS = (
     {"model": "Llama-3.1-8B-Instruct", "gpu": "L4", "context": "4096", "concurrency": "8", "input-tokens": "1000", "output-tokens": "100",
      "ttft": "400ms"},
     {"model": "Llama-3.1-8B-Instruct", "gpu": "L4", "context": "4096", "request-rate": "8", "input-tokens": "800", "output-tokens": "200"},
+    {"model": "Qwen/Qwen2.5-72B-Instruct", "gpu": "2xL4", "gpu-memory-utilization": "0.8", "max-perplexity-increase": "0.3%"},
 )  # fmt: skip
 
 
@@ -126,6 +127,17 @@ def test_every_remedy_is_one(optimize: Any, options: dict[str, str]) -> None:
     for remedy in document["remedies"]:
         code, after = ask(optimize, changed(options, remedy["message"].partition(" (")[0]))
         assert (code, after["fits"]) == (0, True), remedy
+
+
+def test_a_version_that_lacks_a_flag_of_the_command_is_no_remedy(optimize: Any) -> None:
+    """vLLM reads Llama 3.2 Vision to 0.10.2, and takes the flag from 0.17 on."""
+    asked = {"model": "meta-llama/Llama-3.2-11B-Vision-Instruct", "gpu": "L40S", "language-model-only": ""}
+    code, document = ask(optimize, asked)
+    assert code == 3
+    for said in (*document["remedies"], *document["reasons"]):
+        assert "--engine-version" not in (said.get("remedy") or said["message"])
+    code, document = ask(optimize, {name: value for name, value in asked.items() if value})
+    assert code == 3 and any("--engine-version" in remedy["message"] for remedy in document["remedies"])
 
 
 def test_what_is_not_modelled_says_only_that(optimize: Any) -> None:

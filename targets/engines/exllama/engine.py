@@ -179,9 +179,13 @@ class Exllama(Engine):
         blocks = stage_blocks(ir, cards, stage)
         return requests * sum(count * (self.slot_bytes(ir, block.state) or 0) for block, count in blocks)
 
+    def most_sequences(self, gpu: Gpu, settings: Settings) -> int | None:
+        """Return what is set; else it is as many as are asked: the launch files set so many."""
+        return settings.max_num_seqs
+
     def scheduler(self, gpu: Gpu, settings: Settings, workload: Workload) -> Scheduler:
-        """Return chunks of a prompt, and as many sequences as are asked: the launch files set so many."""
-        requests = settings.max_num_seqs or workload.concurrency or 1
+        """Return chunks of a prompt, and as many sequences as are asked, or the most that it runs."""
+        requests = self.most_sequences(gpu, settings) or workload.concurrency or 1
         return Scheduler(settings.max_num_batched_tokens or CHUNK, requests)
 
     def queue(self, gpu: Gpu, settings: Settings, workload: Workload, kv: KVEstimate) -> Queue:

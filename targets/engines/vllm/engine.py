@@ -279,11 +279,14 @@ class Vllm(Engine):
             out.append(("enforce_eager", True))
         return tuple(out)
 
+    def most_sequences(self, gpu: Gpu, settings: Settings) -> int:
+        """Return what is set, else the version's default for the card."""
+        return settings.max_num_seqs or default_sequences(gpu, rules_as_set(settings, gpu)[0])
+
     def scheduler(self, gpu: Gpu, settings: Settings, workload: Workload) -> Scheduler:
         """Return tokens and sequences of a step, by version and card."""
         rules, _ = rules_as_set(settings, gpu)
-        sequences = settings.max_num_seqs or default_sequences(gpu, rules)
-        return Scheduler(batched_tokens(settings, gpu, workload, rules), sequences)
+        return Scheduler(batched_tokens(settings, gpu, workload, rules), self.most_sequences(gpu, settings))
 
     def cache_bytes(self, ir: ModelIR) -> float:
         """Return the bytes that its type says; a head's scales are spread over its elements."""

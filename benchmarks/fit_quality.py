@@ -241,7 +241,10 @@ def spreads(residuals: Sequence[Residual]) -> dict[str, dict[str, float]]:
     def left(name: str, value: str) -> list[float]:
         """What rows need beyond all factors but this one."""
         own = [r for r in needed if told[name](r) == value]
-        return [r.needed / quality_law.half_width(found, r.row.cause, r.row.traits, r.tier) * found[name][value] for r in own]
+        return [
+            r.needed / quality_law.half_width(found, r.row.cause, r.row.traits, r.tier) * found[name][value]
+            for r in own
+        ]
 
     for _ in range(4):
         for name in told:
@@ -379,7 +382,9 @@ def main() -> None:
     rows = list(loss_rows())
     law, seen = fit(rows), seen_by(rows)
     fitted = [
-        Residual(row, quality_law.ln_damage(law, row.cause, row.traits), quality_law.tier_of(seen, row.cause, row.traits))
+        Residual(
+            row, quality_law.ln_damage(law, row.cause, row.traits), quality_law.tier_of(seen, row.cause, row.traits)
+        )
         for row in rows
     ]
     held_out = {

@@ -72,7 +72,13 @@ def _measured_here(residuals: Sequence[Residual], widths: Widths) -> Iterator[tu
         if row.source == "own":
             low, high = residual.interval(quality_law.half_width(widths, row.cause, row.traits, residual.tier))
             inside = "yes" if low <= row.rise <= high else "no"
-            yield row.model, named(row.cause), f"{residual.value:.3f} ({low:.3f} … {high:.3f})", f"{row.rise:.4f}", inside
+            yield (
+                row.model,
+                named(row.cause),
+                f"{residual.value:.3f} ({low:.3f} … {high:.3f})",
+                f"{row.rise:.4f}",
+                inside,
+            )
 
 
 def main() -> None:

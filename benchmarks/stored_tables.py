@@ -59,6 +59,7 @@ def quality_widths(stored: Mapping[str, Any]) -> str:
     factors = (
         *((said, widths["tier"][tier]) for tier, said in _TIERS_SAY.items()),
         *sorted(widths["family"].items()),
+        *((f"{name}: {size} B", value) for name in ("size", "size of zeros") for size, value in widths[name].items()),
     )
     return "\n\n".join(
         (

@@ -314,10 +314,10 @@ def _question(subject: Subject, options: Options, cards: Cards) -> tuple[Questio
     longest = context == -1 or (subject.longest and "context" not in options)
     concurrency, at_once = options.get("concurrency", subject.concurrency), options.get("max_concurrency")
     if "request_rate" not in options and at_once is not None:
-        if options.get("concurrency") not in (None, at_once):
+        if options.get("concurrency", 0) > at_once:
             message = f"--concurrency {concurrency} and --max-concurrency {at_once} of one closed loop"
             raise InputError(message, remedy="give one of them, or a --request-rate")
-        concurrency, at_once = at_once, None
+        concurrency, at_once = options.get("concurrency", at_once), None
     load = _alike(_load(subject.load, options, at_once), subject, options)
     question = Question(
         source.ir, card, engine, settings, None if context == -1 else context, concurrency,

@@ -110,7 +110,7 @@ class Question:
 
     `file`: the file of another kind (GGUF) that was named, as it is stored; `model` is what it becomes where an engine does not read it.
     `longest`: where the context does not fit, the longest that does is asked in its place (`--max-model-len auto`). `refused`: what the
-    words that it was asked in have against them, and `refused_in` the same of another version. `cards_named`: the card's name says how many.
+    words that it was asked in have against them, and `refused_in` the same of another version. `cards_named`: by the card's name.
     """
 
     model: ModelIR

@@ -67,7 +67,7 @@ def general(name: str) -> str:
 
 
 def ln_damage(coefficients: Mapping[str, float], cause: Cause, traits: Traits) -> float:
-    """Return the sum that `rise_of` tells the rise of; what the fit never met takes the general coefficient, or none."""
+    """Return the sum, ln of nats a token, that `rise_of` tells the rise of; what the fit never met takes the general coefficient, or none."""
     return sum(
         amount * coefficients.get(name, coefficients.get(general(name), 0.0))
         for name, amount in features(cause, traits)
@@ -81,7 +81,7 @@ def rise_of(cause: Cause, ln: float) -> float:
 
 
 def ln_damage_of(cause: Cause, rise: float) -> float:
-    """Return ln of the damage that a rise tells of: what `rise_of` undoes."""
+    """Return ln of the damage, in nats a token, that a rise tells of: what `rise_of` undoes."""
     return math.log(_BEND * math.expm1(rise / _BEND) if isinstance(cause, Zeros) else rise)
 
 

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from passes.errors import InputError, Reason, Told
+from passes.errors import InputError, Reason, ReasonKind, Told
 from passes.formats.format import Format
 from passes.ir.model import ModelIR
 from passes.record import dataclass
@@ -426,6 +426,12 @@ ENGINES: Registry[type[Engine]] = Registry(
     "tightfit.engines",
 )
 ENGINE_NAMES = ENGINES.names()
+
+
+def vendor_not_modelled(engine: str, gpu: Gpu) -> Reason:
+    """Return why nothing is said of a card of another maker."""
+    message = f"{engine} on {gpu.vendor} cards is not modelled"
+    return Reason("vendor_not_modelled", message, "choose an NVIDIA card", kind=ReasonKind.NOT_MODELLED)
 
 
 @cache

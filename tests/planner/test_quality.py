@@ -183,7 +183,8 @@ ORDERS = (
     ("w8a16-channel", "w8a16-channel-rtn"), ("gptq-8-g128", "gptq-4-g32", "gptq-4-g64", "gptq-4-g128"),
     ("awq-4-g32", "awq-4-g64", "awq-4-g128", "rtn-4-g128"), ("gptq-4-g128", "rtn-4-g128"),
     ("exl2-8", "exl2-6", "exl2-4.5", "exl2-3.2", "exl2-2.4"), ("nvfp4a16", "nvfp4", "mxfp4"),
-    ("exl3-4", "exl2-4"), ("w8a16-g128-rtn", "w4a16-g64-rtn", "w4a16-g128-rtn", "w4a16-channel-rtn"), ("w4a16-channel", "w4a16-channel-rtn"),
+    ("exl3-4", "exl2-4"), ("w8a16-g128-rtn", "w4a16-g64-rtn", "w4a16-g128-rtn", "w4a16-channel-rtn"),
+    ("w4a16-channel", "w4a16-channel-rtn"),
 )  # fmt: skip
 
 

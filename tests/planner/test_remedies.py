@@ -152,6 +152,33 @@ def test_what_is_not_modelled_says_only_that(optimize: Any) -> None:
     assert document["confidence"] == 0.5
 
 
+@pytest.mark.parametrize("engine", ["vllm", "exllamav2", "exllamav3"])
+def test_a_card_of_another_maker_is_not_modelled_by_any_engine(optimize: Any, engine: str) -> None:
+    for gpu in ("MI300X", "Gaudi3"):
+        code, document = ask(optimize, {"model": "google/gemma-3-12b-it", "gpu": gpu, "engine": engine})
+        assert code == 6 and [reason["code"] for reason in document["reasons"]] == ["vendor_not_modelled"]
+
+
+def test_fewer_clients_than_may_be_unanswered_are_no_contradiction(optimize: Any) -> None:
+    """A remedy of a closed loop that was told by `--max-concurrency` names the clients."""
+    asked = {
+        "model": "meta-llama/Llama-3.3-70B-Instruct",
+        "gpu": "GB10",
+        "max-concurrency": "16",
+        "weights": "w4a16-g64-rtn",
+    }
+    code, document = ask(optimize, asked)
+    assert code == 3
+    fewer = [each for each in document["remedies"] if each["knob"] == "concurrency"]
+    for remedy in fewer:
+        assert ask(optimize, changed(asked, remedy["message"].partition(" (")[0]))[0] == 0
+    assert fewer
+    code, _, err = optimize(
+        "check", "--model", "Qwen/Qwen3-8B", "--gpu", "L4", "--concurrency", "20", "--max-concurrency", "16"
+    )
+    assert code == 2 and "of one closed loop" in err
+
+
 def test_formats_that_lose_a_tenth_are_no_remedy(optimize: Any) -> None:
     _, document = ask(optimize, {"model": "Llama-3.3-70B-Instruct", "gpu": "RTX 4090"})
     assert all("exl2-2" not in remedy["message"] for remedy in document["remedies"])

@@ -265,7 +265,9 @@ def _other_cards(question: Question, outcome: Outcome) -> Iterator[Options]:
         0.0 if own.is_cpu else (1 - _ALIKE if outcome.illegal or outcome.fits else 1 + _ALIKE) * own.memory_bytes.value
     )
     many = {"gpus": question.settings.parallel.gpus} if question.cards_named else {}
-    yield from ({"gpu": card.name, **many} for card in cards if card.name != own.name and card.memory_bytes.value >= least)
+    yield from (
+        {"gpu": card.name, **many} for card in cards if card.name != own.name and card.memory_bytes.value >= least
+    )
 
 
 def _of_desktop(card: Gpu) -> bool:

@@ -25,7 +25,16 @@ from passes.ir.purpose import purpose
 from passes.ir.state import LatentKV, LayerState, NoState, Recurrent
 from passes.record import replace
 from targets.engines.accounting import answer, weights_quantity
-from targets.engines.engine import Engine, KVEstimate, Memory, MemoryEstimate, Parallel, Scheduler, Settings
+from targets.engines.engine import (
+    Engine,
+    KVEstimate,
+    Memory,
+    MemoryEstimate,
+    Parallel,
+    Scheduler,
+    Settings,
+    vendor_not_modelled,
+)
 from targets.engines.kv_layout import Layout, build_layout
 from targets.engines.kv_spec import CacheSettings
 from targets.engines.resident_weights import embedding_bytes, stage_blocks, weights_per_stage
@@ -87,8 +96,10 @@ class Exllama(Engine):
 
     def illegal(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> tuple[Reason, ...]:
         """Refuse formats, cache kinds and types, and cards that the engine lacks."""
+        if gpu.vendor not in ("NVIDIA", "CPU"):
+            return (vendor_not_modelled(self.name, gpu),)
         reasons: list[Reason] = []
-        if gpu.is_cpu or gpu.vendor != "NVIDIA":
+        if gpu.is_cpu:
             reasons.append(
                 Reason("engine_needs_cuda", f"{self.name} runs on NVIDIA cards, not on {gpu.name}", "engine vllm-cpu")
             )

@@ -123,7 +123,7 @@ class VllmCpu(Vllm):
         return ()
 
     def most_sequences(self, gpu: Gpu, settings: Settings) -> int:
-        """Take what is set, else the backend's default."""
+        """Return the requests that are set, else the backend's default."""
         return settings.max_num_seqs or SEQUENCES
 
     def scheduler(self, gpu: Gpu, settings: Settings, workload: Workload) -> Scheduler:

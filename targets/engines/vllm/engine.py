@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from passes.errors import Reason, ReasonKind
+from passes.errors import Reason
 from passes.formats.format import Format
 from passes.formats.kv_dtypes import head_bytes
 from passes.ir.model import ModelIR, remembered
@@ -26,6 +26,7 @@ from targets.engines.engine import (
     ServerLog,
     ServerMetrics,
     Settings,
+    vendor_not_modelled,
 )
 from targets.engines.vllm.defaults import batched_tokens, default_sequences, rules_as_set
 from targets.engines.vllm.kernels import kernel_of
@@ -143,12 +144,7 @@ class Vllm(Engine):
         ir = as_cached(ir, rules)
         if gpu.vendor not in ("NVIDIA", "CPU"):
             # Of such a card nothing else is known.
-            return (
-                Reason(
-                    "vendor_not_modelled", f"vLLM on {gpu.vendor} cards is not modelled", "choose an NVIDIA card",
-                    kind=ReasonKind.NOT_MODELLED,
-                ),
-            )  # fmt: skip
+            return (vendor_not_modelled("vLLM", gpu),)
         reasons = [*dtype_reasons(ir, gpu, settings.dtype, rules), *load_time_reasons(ir, gpu)]
         reasons += architecture_reasons(ir, rules)
         ir = with_joined_inputs(computed(ir, gpu, settings, rules), rules)

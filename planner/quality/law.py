@@ -67,7 +67,7 @@ def general(name: str) -> str:
 
 
 def ln_damage(coefficients: Mapping[str, float], cause: Cause, traits: Traits) -> float:
-    """Return the sum, ln of nats a token, that `rise_of` tells the rise of; what the fit never met takes the general coefficient, or none."""
+    """Return the sum, ln of nats a token, that a rise is told of (`rise_of`); what the fit never met takes the general figure, or none."""
     return sum(
         amount * coefficients.get(name, coefficients.get(general(name), 0.0))
         for name, amount in features(cause, traits)

@@ -17,6 +17,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from benchmarks.quality_rows import DATA, SUITE, Row, loss_rows, traits_by_name
 from benchmarks.quality_side import kl_ratio, mxfp4_over_nvfp4
 from passes.formats.format import Rounding
-from passes.ir.distortions import Removed
+from passes.ir.distortions import Removed, Zeros
 from planner.quality import law as quality_law
 from planner.quality.features import Cause, Traits, features, kind, model_key, scheme
 from planner.quality.law import FREE, Law, feature_kind, general
@@ -41,12 +42,12 @@ OUT = Path(__file__).parent.parent / "planner" / "quality" / "quality_fit.json"
 GENERAL: dict[str, tuple[float, float]] = {
     "kind:weights": (-3.5, 3.0), "kind:outliers": (-4.5, 3.0), "kind:zeros": (-1.0, 3.0), "kind:cache": (-4.0, 3.0), "kind:depth": (-1.5, 3.0), "kind:width": (-1.0, 3.0),
     "kind:experts": (-2.0, 3.0),
-    "log_tokens": (0.4, 0.05), "tuned": (0.0, 0.2), "fewer_bits": (math.log(4), 0.05), "bend": (0.2, 0.25), "group": (1.0, 0.25), "row": (0.3, 0.15),
+    "log_tokens": (0.4, 0.05), "log_tokens:zeros": (0.4, 0.3), "tuned": (0.0, 0.2), "fewer_bits": (math.log(4), 0.05), "bend": (0.2, 0.25), "group": (1.0, 0.25), "row": (0.3, 0.15),
     "few_bits:row": (0.1, 0.3), "few_bits:rtn": (0.1, 0.5), "row:rtn": (0.1, 0.3), "few_bits:row:rtn": (0.3, 0.5),
     "smaller:0.1-0.5": (0.35, 0.15), "smaller:0.5-1.5": (0.35, 0.15), "smaller:1.5-4": (0.1, 0.1), "smaller:4-10": (0.1, 0.1),
     "smaller:10-30": (0.1, 0.15), "smaller:30-100": (0.1, 0.15), "smaller:100-500": (0.1, 0.15),
-    "smaller:zeros": (0.3, 0.2), "smaller:cache": (0.05, 0.05), "smaller:depth": (0.1, 0.1), "smaller:width": (0.1, 0.1), "smaller:experts": (0.1, 0.1),
-    "share:zeros": (4.0, 0.5), "share:depth": (1.5, 0.3), "share:width": (1.5, 0.3), "share:experts": (1.5, 0.3),
+    "smaller:zeros": (0.2, 0.15), "smaller:cache": (0.05, 0.05), "smaller:depth": (0.1, 0.1), "smaller:width": (0.1, 0.1), "smaller:experts": (0.1, 0.1),
+    "share:zeros": (4.0, 0.5), "bend:zeros": (8.0, 3.0), "share:depth": (1.5, 0.3), "share:width": (1.5, 0.3), "share:experts": (1.5, 0.3),
     "beyond:gptq": (0.05, 0.1), "beyond:awq": (0.05, 0.1), "beyond:rtn": (0.4, 0.3), "beyond:exl2": (1.2, 0.3), "beyond:fp8": (0.3, 0.2),
     "beyond:mxfp8": (0.1, 0.2), "beyond:nvfp4": (math.log(2), 0.15), "beyond:mxfp4": (math.log(mxfp4_over_nvfp4()), 0.1),
     "beyond:wanda": (0.1, 0.2), "beyond:4:8": (0.5, 0.5), "beyond:2:4": (0.5, 0.5),
@@ -72,18 +73,28 @@ _USELESS = math.log(3)
 
 @dataclass(frozen=True)
 class Residual:
-    """A row, ln of what was predicted of it, and what the fit knew of its model (`tier_of`)."""
+    """A row, ln of the damage that was predicted of it, and what the fit knew of its model (`tier_of`)."""
 
     row: Row
-    ln_value: float
+    ln_damage: float
     tier: str
 
     @property
+    def value(self) -> float:
+        """The rise that was predicted."""
+        return quality_law.rise_of(self.row.cause, self.ln_damage)
+
+    @property
     def needed(self) -> float:
-        """Half of the interval, in ln, that would just hold it: it is widened by the noise of perplexities itself."""
-        rise, value = self.row.rise, math.exp(self.ln_value)
-        below = math.log((rise - FLOOR) / value) if rise > FLOOR else -math.inf
-        return max(0.0, below, math.log(value / (rise + FLOOR)))
+        """Half of the interval, in ln of the damage, that would just hold it: it is widened by the noise of perplexities itself."""
+        cause, rise = self.row.cause, self.row.rise
+        below = quality_law.ln_damage_of(cause, rise - FLOOR) if rise > FLOOR else -math.inf
+        return max(0.0, below - self.ln_damage, self.ln_damage - quality_law.ln_damage_of(cause, rise + FLOOR))
+
+    def interval(self, half: float) -> tuple[float, float]:
+        """The ends of the interval of such a half width."""
+        low, high = (quality_law.rise_of(self.row.cause, self.ln_damage + part) for part in (-half, half))
+        return max(0.0, low - FLOOR), high + FLOOR
 
 
 def offered(row: Row) -> bool:
@@ -106,27 +117,26 @@ def fit(rows: Sequence[Row]) -> Law:
             X[index, column[name]] = value
     pull, towards = _priors(names, column)
     free = np.array([feature_kind(name) in FREE or feature_kind(name) in HIDDEN for name in names])
-    rise = np.array([row.rise for row in rows])
-    rounding = (
-        np.array(
-            [
-                0.0 if row.metric == "kl" or row.metric.startswith(SUITE) else 0.003 / row.baseline + 0.0008
-                for row in rows
-            ]
-        )
-        / rise
-    )
-    # Beyond a rise of one half, tables disagree by multiples.
-    blur = np.array([row.blur for row in rows])
-    variance = NOISE**2 + blur**2 + rounding**2 + (0.5 * np.clip(rise - 0.5, 0, 2)) ** 2
+    told = np.array([quality_law.ln_damage_of(row.cause, row.rise) for row in rows])
+    variance = np.array([_variance(row) for row in rows])
     weight, found = np.ones(len(rows)), np.ones(len(names))
     for _ in range(4):
         scale = np.sqrt(weight / variance)
         A = np.vstack([X * scale[:, None], pull])
-        found = least_squares(A, np.concatenate([np.log(rise) * scale, towards]), free, found)
-        odd = np.abs(np.log(rise) - X @ found) / np.sqrt(variance)
+        found = least_squares(A, np.concatenate([told * scale, towards]), free, found)
+        odd = np.abs(told - X @ found) / np.sqrt(variance)
         weight = np.where(odd > 2, 2 / np.maximum(odd, 2), 1.0)
     return dict(zip(names, found.tolist(), strict=True))
+
+
+def _variance(row: Row) -> float:
+    """Of ln of the damage that a row tells of: by run, by what was read from something else, by the figures that tables print."""
+    printed = 0.0 if row.metric == "kl" or row.metric.startswith(SUITE) else (0.003 / row.baseline + 0.0008) / row.rise
+    told = [quality_law.ln_damage_of(row.cause, row.rise * part) for part in (0.99, 1.01)]
+    steep = (told[1] - told[0]) / math.log(1.01 / 0.99)
+    # Beyond a rise of one half, tables disagree by multiples; a damage that the rise lags behind does so by itself.
+    beyond = 0.0 if isinstance(row.cause, Zeros) else 0.5 * min(max(row.rise - 0.5, 0.0), 2.0)
+    return (NOISE**2 + row.blur**2 + printed**2) * steep**2 + beyond**2
 
 
 def _effects(row: Row) -> Iterator[tuple[str, float]]:
@@ -198,8 +208,8 @@ def cross_validate(rows: Sequence[Row], key: Callable[[Row], Hashable]) -> list[
         law, seen = fit(train), seen_by(train)
         for row in (row for row in rows if key(row) == held and _taught(row.cause, train)):
             known = nominal(row.traits, tuple(map(float, seen.get(row.traits.family, ()))))
-            value = quality_law.ln_rise(law, row.cause, known)
-            out.append(Residual(row, value, quality_law.tier_of(seen, row.cause, known)))
+            found = quality_law.ln_damage(law, row.cause, known)
+            out.append(Residual(row, found, quality_law.tier_of(seen, row.cause, known)))
     return out
 
 
@@ -213,7 +223,7 @@ def _taught(cause: Cause, train: Sequence[Row]) -> bool:
 
 
 def spreads(residuals: Sequence[Residual]) -> dict[str, dict[str, float]]:
-    """Half widths of the 90 % interval in ln by kind of loss, and factors on them by tier and by family.
+    """Half widths of the 90 % interval in ln by kind of loss, and factors on them by tier, by family and by size.
 
     Each is what nine in ten held-out rows need, shrunk towards what all kinds need by five rows' worth (a factor towards 1).
     """
@@ -222,15 +232,19 @@ def spreads(residuals: Sequence[Residual]) -> dict[str, dict[str, float]]:
     told = {
         "kind": lambda r: kind(r.row.cause),
         "tier": lambda r: r.tier,
-        "family": lambda r: r.row.traits.family,
+        "family": lambda r: quality_law.spread_of(r.row.cause, r.row.traits),
+        **{name: partial(_middle_of, name) for name in ("size", "size of zeros")},
     }
-    found = {name: dict.fromkeys(sorted({key(r) for r in needed}), 1.0) for name, key in told.items()}
+    found = {name: dict.fromkeys(sorted({key(r) for r in needed} - {""}), 1.0) for name, key in told.items()}
     found["tier"] = dict.fromkeys(TIERS, 1.0)
 
     def left(name: str, value: str) -> list[float]:
         """What rows need beyond all factors but this one."""
-        others = [(key, found[other]) for other, key in told.items() if other != name]
-        return [r.needed / math.prod(of[key(r)] for key, of in others) for r in needed if told[name](r) == value]
+        own = [r for r in needed if told[name](r) == value]
+        return [
+            r.needed / quality_law.half_width(found, r.row.cause, r.row.traits, r.tier) * found[name][value]
+            for r in own
+        ]
 
     for _ in range(4):
         for name in told:
@@ -243,6 +257,11 @@ def spreads(residuals: Sequence[Residual]) -> dict[str, dict[str, float]]:
         # A kind that needs more than most is not narrowed for their sake.
         found["kind"][value] = max(found["kind"][value], float(np.quantile(left("kind", value), 0.9)))
     return found
+
+
+def _middle_of(name: str, residual: Residual) -> str:
+    """The middle of the range of sizes that a row is in, where its kind of loss takes the factors of that name."""
+    return quality_law.middle(residual.row.traits) if quality_law.sizes_of(residual.row.cause) == name else ""
 
 
 def _ninth(values: Sequence[float], typical: float) -> float:
@@ -261,17 +280,24 @@ def coverage(residuals: Sequence[Residual], widths: Mapping[str, Mapping[str, fl
     """Share inside, median absolute ln error and median half width in ln of rows by size, kind of loss, method, source, and all together."""
     groups: dict[str, list[Residual]] = defaultdict(list)
     for residual in (residual for residual in residuals if offered(residual.row)):
-        cause, source = residual.row.cause, _publication(residual.row.source)
+        cause, source = residual.row.cause, publication(residual.row.source)
         for name in (quality_law.size_band(residual.row.traits), kind(cause), f"by {_method(cause)}", source, "all"):
             groups[name].append(residual)
     return {
         name: {
             "rows": len(found), "coverage": round(statistics.mean(covered(r, widths) for r in found), 3),
-            "median_ln_error": round(statistics.median(abs(r.ln_value - math.log(r.row.rise)) for r in found), 3),
-            "half_width_ln": round(statistics.median(quality_law.half_width(widths, r.row.cause, r.row.traits, r.tier) for r in found), 2),
+            "median_ln_error": round(statistics.median(abs(math.log(r.value / r.row.rise)) for r in found), 3),
+            "half_width_ln": round(statistics.median(_half_width(r, widths) for r in found), 2),
         }
         for name, found in sorted(groups.items())
     }  # fmt: skip
+
+
+def _half_width(residual: Residual, widths: Mapping[str, Mapping[str, float]]) -> float:
+    """Half of an interval, in ln of the rise."""
+    half = quality_law.half_width(widths, residual.row.cause, residual.row.traits, residual.tier)
+    low, high = (quality_law.rise_of(residual.row.cause, residual.ln_damage + part) for part in (-half, half))
+    return math.log(high / low) / 2
 
 
 def _method(cause: Cause) -> str:
@@ -279,7 +305,7 @@ def _method(cause: Cause) -> str:
     return cause.method if isinstance(cause, Rounding) else scheme(cause)
 
 
-def _publication(source: str) -> str:
+def publication(source: str) -> str:
     """A source as a table names it: the repository, or the paper's number."""
     place = source.removeprefix("https://").removeprefix("github.com/")
     return "/".join(place.split("/")[:3] if place.startswith("arxiv") else place.split("/")[:2])
@@ -300,10 +326,10 @@ def spearman(points: Sequence[tuple[float, float]]) -> float | None:
 def figures(residuals: Sequence[Residual]) -> dict[str, float]:
     """Of judged rows: median and 90th percentile of the relative error, median rank correlation within (source, model)."""
     judged = [residual for residual in residuals if residual.row.judged]
-    errors = [abs(math.exp(residual.ln_value) / residual.row.rise - 1) for residual in judged]
+    errors = [abs(residual.value / residual.row.rise - 1) for residual in judged]
     groups: dict[Hashable, list[tuple[float, float]]] = defaultdict(list)
     for residual in judged:
-        groups[residual.row.group].append((residual.ln_value, residual.row.rise))
+        groups[residual.row.group].append((residual.value, residual.row.rise))
     ranks = [rank for rank in map(spearman, groups.values()) if rank is not None]
     return {
         "rows": len(errors), "median": round(statistics.median(errors), 3), "p90": round(float(np.quantile(errors, 0.9)), 3),
@@ -356,11 +382,13 @@ def main() -> None:
     rows = list(loss_rows())
     law, seen = fit(rows), seen_by(rows)
     fitted = [
-        Residual(row, quality_law.ln_rise(law, row.cause, row.traits), quality_law.tier_of(seen, row.cause, row.traits))
+        Residual(
+            row, quality_law.ln_damage(law, row.cause, row.traits), quality_law.tier_of(seen, row.cause, row.traits)
+        )
         for row in rows
     ]
     held_out = {
-        "source": cross_validate(rows, lambda row: row.source),
+        "source": cross_validate(rows, lambda row: publication(row.source)),
         "model": cross_validate(rows, lambda row: model_key(row.traits)),
         "family": cross_validate(rows, lambda row: row.traits.family),
     }

@@ -5,12 +5,11 @@ python -m benchmarks.quality_coverage && python -m benchmarks.results
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import fit_quality
-from benchmarks.fit_quality import FLOOR, Residual, coverage, cross_validate, named, spreads
+from benchmarks.fit_quality import Residual, coverage, cross_validate, named, publication, spreads
 from benchmarks.quality_rows import DATA, loss_rows
 from benchmarks.results import keep
 from benchmarks.stored_tables import KINDS_SAY, percent, table
@@ -69,17 +68,22 @@ def own(residuals: Sequence[Residual], widths: Widths) -> str:
 
 def _measured_here(residuals: Sequence[Residual], widths: Widths) -> Iterator[tuple[str, ...]]:
     for residual in residuals:
-        row, value = residual.row, math.exp(residual.ln_value)
+        row = residual.row
         if row.source == "own":
-            half = quality_law.half_width(widths, row.cause, row.traits, residual.tier)
-            low, high = max(0.0, value * math.exp(-half) - FLOOR), value * math.exp(half) + FLOOR
+            low, high = residual.interval(quality_law.half_width(widths, row.cause, row.traits, residual.tier))
             inside = "yes" if low <= row.rise <= high else "no"
-            yield row.model, named(row.cause), f"{value:.3f} ({low:.3f} … {high:.3f})", f"{row.rise:.4f}", inside
+            yield (
+                row.model,
+                named(row.cause),
+                f"{residual.value:.3f} ({low:.3f} … {high:.3f})",
+                f"{row.rise:.4f}",
+                inside,
+            )
 
 
 def main() -> None:
     """Hold each source out, and keep the tables."""
-    residuals = cross_validate(list(loss_rows()), lambda row: row.source)
+    residuals = cross_validate(list(loss_rows()), lambda row: publication(row.source))
     widths = spreads(residuals)
     groups = coverage(residuals, widths)
     files: tuple[Path, ...] = (

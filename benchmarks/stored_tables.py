@@ -24,8 +24,7 @@ _QUALITY_SAYS = {
 KINDS_SAY = {
     "integers": "3 bits and more (GPTQ, AWQ, EXL2, EXL3)", "integers to nearest": "3 bits and more, rounded to nearest",
     "few bits": "fewer than 3 bits", "fp4": "NVFP4, MXFP4", "fp8": "FP8, MXFP8", "int8": "W8A8", "cache": "KV cache",
-    "experts": "experts dropped", "depth": "blocks dropped", "width": "width cut", "zeros": "zeros without a pattern",
-    "zeros in patterns": "4:8, 2:4 zeros",
+    "experts": "experts dropped", "depth": "blocks dropped", "width": "width cut", "zeros": "zeros",
 }  # fmt: skip
 _TIERS_SAY = {
     "pair": "this model's rounding by this method is in a table", "model": "this model is, by other methods",
@@ -60,6 +59,7 @@ def quality_widths(stored: Mapping[str, Any]) -> str:
     factors = (
         *((said, widths["tier"][tier]) for tier, said in _TIERS_SAY.items()),
         *sorted(widths["family"].items()),
+        *((f"{name}: {size} B", value) for name in ("size", "size of zeros") for size, value in widths[name].items()),
     )
     return "\n\n".join(
         (

@@ -65,8 +65,6 @@ class CheckedLoad:
     embeds: bool = False
 
 
-#: More requests than any engine runs at once, unless it runs as many as there are.
-_CROWD = 1 << 20
 #: Nothing besides fitting.
 _NONE = Terms()
 
@@ -75,7 +73,7 @@ _NONE = Terms()
 class CheckDocument:
     """The answer of `check` as the command-line contract has it. `meets`: whether goals and confidence that were asked are kept too; None
     where none was, or one cannot be judged (a reason `quality_not_judged`). `most_at_once`: requests that the engine runs at once, however
-    much cache there is.
+    much cache there is; None where it runs as many as there are.
     """
 
     format_version: str
@@ -132,7 +130,7 @@ class CheckResult:
     gpus: int = 1
     """Cards in use."""
     most_at_once: int | None = None
-    """Requests that all replicas run at once at most, by the engine's scheduler."""
+    """Requests that all replicas run at once at most, by the engine's scheduler; None: as many as there are."""
     origin_unknown: bool = False
     """The model is quantized already, and what it was made of is not known: `quality` is of what is done to it besides."""
 
@@ -315,10 +313,9 @@ def answer(
     speed = with_highest(engine, run, gpu, settings, outcome.workload, outcome.memory)
     unknown = quality is None and origin_unknown(question.file or question.model)
     quality = quality or loss_since_origin(question.dense, question.chain)
-    crowd = replace(outcome.workload, concurrency=_CROWD)
-    most = settings.parallel.dp * engine.scheduler(gpu, settings, crowd).sequences
+    most = engine.most_sequences(gpu, settings)
     result = CheckResult(
-        question.model.name, question.gpu, question.engine_name, outcome, speed, quality, most_at_once=most,
+        question.model.name, question.gpu, question.engine_name, outcome, speed, quality, most_at_once=most and settings.parallel.dp * most,
         unread=question.unread_file, terms=terms, notes=notes, gpus=question.settings.parallel.gpus, origin_unknown=unknown,
     )  # fmt: skip
     kept = terms.to_keep(quality)

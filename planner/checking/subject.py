@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, replace
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from planner.spec.parts.goals import Goals
     from planner.spec.parts.target import Target
     from planner.spec.spec import Spec
+    from targets.engines.pasted import Pasted
     from targets.machine.live import LiveMachine
 
 Options = Mapping[str, Any]
@@ -84,6 +86,7 @@ class Subject:
     quality: Quality | None = None
     as_given: bool = False
     refused: tuple[Reason, ...] = ()
+    refused_in: Callable[[str | None], tuple[Reason, ...]] | None = None
     notes: tuple[str, ...] = field(default=())
 
 
@@ -171,13 +174,24 @@ def _over(below: Subject, above: Subject) -> Subject:
 def _of_command(words: Sequence[str], options: Options) -> Subject:
     """What a pasted command, or flags beside the options, ask for: those of the engine that is meant where none is named."""
     engine = find_engine(DEFAULT_ENGINE)
-    read = engine.pasted(words, _option_names(), options.get("engine_version"), options.get("model"))
-    if read is None:
+
+    def of_version(version: str | None) -> Pasted | None:
+        return engine.pasted(words, _option_names(), version, options.get("model"))
+
+    @cache
+    def refused_in(version: str | None) -> tuple[Reason, ...]:
+        try:
+            other = of_version(version)
+        except InputError as error:
+            return (Reason("flag_not_in_version", str(error)),)
+        return other.reasons if other else ()
+
+    if (read := of_version(options.get("engine_version"))) is None:
         return Subject()
     return Subject(
         model=read.model, source=read.source, cards=read.cards, engine=engine.name if read.whole else None, settings=read.settings,
         context=read.context, longest=read.longest, weights=read.weights, kv_cache_dtype=read.kv_cache_dtype,
-        refused=read.reasons, notes=read.notes,
+        refused=read.reasons, refused_in=refused_in, notes=read.notes,
     )  # fmt: skip
 
 
@@ -301,16 +315,17 @@ def _question(subject: Subject, options: Options, cards: Cards) -> tuple[Questio
     longest = context == -1 or (subject.longest and "context" not in options)
     concurrency, at_once = options.get("concurrency", subject.concurrency), options.get("max_concurrency")
     if "request_rate" not in options and at_once is not None:
-        if options.get("concurrency") not in (None, at_once):
+        if options.get("concurrency", 0) > at_once:
             message = f"--concurrency {concurrency} and --max-concurrency {at_once} of one closed loop"
             raise InputError(message, remedy="give one of them, or a --request-rate")
-        concurrency, at_once = at_once, None
+        concurrency, at_once = options.get("concurrency", at_once), None
     load = _alike(_load(subject.load, options, at_once), subject, options)
     question = Question(
         source.ir, card, engine, settings, None if context == -1 else context, concurrency,
         options.get("input_tokens", subject.input_tokens), _answer_tokens(source.ir, subject, options), load,
         to_make(options.get("weights", subject.weights), source.ir),
         options.get("kv_cache_dtype") or subject.kv_cache_dtype or "auto", source.as_stored, longest, subject.refused,
+        subject.refused_in, (cards.count or 1) > 1 and "gpus" not in options,
     )  # fmt: skip
     return question, notes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -110,7 +110,7 @@ class Question:
 
     `file`: the file of another kind (GGUF) that was named, as it is stored; `model` is what it becomes where an engine does not read it.
     `longest`: where the context does not fit, the longest that does is asked in its place (`--max-model-len auto`). `refused`: what the
-    words that it was asked in have against them.
+    words that it was asked in have against them, and `refused_in` the same of another version. `cards_named`: by the card's name.
     """
 
     model: ModelIR
@@ -127,6 +127,8 @@ class Question:
     file: ModelIR | None = None
     longest: bool = False
     refused: tuple[Reason, ...] = ()
+    refused_in: Callable[[str | None], tuple[Reason, ...]] | None = None
+    cards_named: bool = False
 
     @property
     def engine(self) -> Engine:
@@ -171,6 +173,8 @@ class Question:
         for name, value in options.items():
             if name in _SETTINGS:
                 settings = replace(settings, **{_SETTINGS[name]: value})
+                if name == "engine_version" and self.refused_in is not None:
+                    own["refused"] = self.refused_in(value)
             elif name == "gpu":
                 own["gpu"] = find_gpu(value)
             elif name == "engine":

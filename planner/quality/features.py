@@ -34,8 +34,6 @@ Features = tuple[tuple[str, float], ...]
 #: What one coefficient table tells the loss of.
 Cause = Rounding | Zeros | Removed | CacheRounding
 
-#: The method that neither calibrates nor makes up for what it rounds.
-NEAREST = "rtn"
 _REFERENCE_BITS = 4.0
 _BEND_BITS = 3.0
 _REFERENCE_GROUP = 128
@@ -63,9 +61,10 @@ def _beyond(name: str) -> tuple[str, ...]:
     return tuple(methods()["beyond"].get(name, (name,)))
 
 
-def no_worse(method: str, than: str) -> bool:
-    """Tell whether a method loses no more than another by construction: the other leaves out something that it does."""
-    return set(_beyond(method)) <= set(_beyond(than))
+@lru_cache(maxsize=64)
+def beaten(method: str) -> tuple[str, ...]:
+    """Return the methods that lose no less than one by construction: they leave out something that it does."""
+    return tuple(name for name, losses in methods()["beyond"].items() if set(_beyond(method)) < set(losses))
 
 
 def _outlier_kind(method: str) -> str | None:
@@ -117,8 +116,8 @@ def group_range(group_size: int) -> float:
 
 
 def kind(cause: Cause) -> str:
-    """Return the kind of a loss, whose spread it shares: few bits, inputs rounded, zeros, … Tables of zeros without a pattern, and of
-    rounding to nearest, lie further apart than others of theirs.
+    """Return the kind of a loss, whose spread it shares: few bits, inputs rounded, zeros, … Tables of rounding to nearest lie further
+    apart than others of theirs.
     """
     match cause:
         case Rounding(method=method, bits=bits):
@@ -129,8 +128,8 @@ def kind(cause: Cause) -> str:
             if bits < _BEND_BITS:
                 return "few bits"
             return "integers to nearest" if method == "rtn" else "integers"
-        case Zeros(pattern=pattern):
-            return "zeros" if pattern == "unstructured" else "zeros in patterns"
+        case Zeros():
+            return "zeros"
         case Removed(what=what):
             return _REMOVED[what]
         case CacheRounding():
@@ -146,7 +145,7 @@ def features(cause: Cause, traits: Traits) -> Features:
         case Rounding():
             return (*_of_weights(traits), *_method(cause, traits), *_bits(cause))
         case Zeros():
-            return (*_shared("zeros", traits), *_zeros(cause))
+            return (*_shared("zeros", traits, "log_tokens:zeros"), *_zeros(cause))
         case Removed(share=share):
             what = kind(cause)
             return (
@@ -181,11 +180,11 @@ def _of_outliers(traits: Traits) -> Features:
     return (("kind:outliers", 1.0), (f"family_outliers:{traits.family}", 1.0))
 
 
-def _shared(what: str, traits: Traits) -> Features:
-    """Sensitivity of a model to another kind of loss that grows with training."""
+def _shared(what: str, traits: Traits, tokens: str = "log_tokens") -> Features:
+    """Sensitivity of a model to another kind of loss that grows with training, as that to rounding does or by a slope of its own."""
     return (
         (f"kind:{what}", 1.0),
-        ("log_tokens", math.log(traits.tokens_t / 2)),
+        (tokens, math.log(traits.tokens_t / 2)),
         (f"family_{what}:{traits.family}", 1.0),
         (f"{traits.family}|smaller:{what}", _smallness(traits)),
     )
@@ -217,8 +216,11 @@ def _bits(rounding: Rounding) -> Features:
 
 
 def _zeros(zeros: Zeros) -> Features:
-    """Its share, and what method and pattern lose beyond better ones; a run longer than four leaves as much choice as 4:8."""
+    """Its share, steeper beyond a half, and what method and pattern lose beyond better ones; a run longer than four leaves as much choice
+    as 4:8.
+    """
     run = int(zeros.pattern.partition(":")[2] or 0)
     pattern = "unstructured" if not run else "2:4" if run <= 4 else "4:8"
     beyond = (*_beyond(pattern), *_beyond(zeros.method))
-    return (("share:zeros", math.log(max(zeros.share, 0.01) / 0.5)), *((f"beyond:{name}", 1.0) for name in beyond))
+    share = ("share:zeros", math.log(max(zeros.share, 0.01) / 0.5)), ("bend:zeros", max(0.0, zeros.share - 0.5))
+    return (*share, *((f"beyond:{name}", 1.0) for name in beyond))

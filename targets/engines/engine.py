@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from passes.errors import InputError, Reason, Told
+from passes.errors import InputError, Reason, ReasonKind, Told
 from passes.formats.format import Format
 from passes.ir.model import ModelIR
 from passes.record import dataclass
@@ -306,6 +306,12 @@ class Engine(ABC):
         """Return bytes of weights that one card holds at least, as `memory` counts them but sooner; 0 where only `memory` tells."""
         return 0
 
+    def most_sequences(self, gpu: Gpu, settings: Settings) -> int | None:
+        """Return the requests that a replica runs at once at most, however many clients and however much cache there are; None: as many as
+        there are.
+        """
+        return None
+
     @abstractmethod
     def scheduler(self, gpu: Gpu, settings: Settings, workload: Workload) -> Scheduler:
         """Return what a step takes at most: as set, else the engine's own defaults for its version and the card."""
@@ -420,6 +426,12 @@ ENGINES: Registry[type[Engine]] = Registry(
     "tightfit.engines",
 )
 ENGINE_NAMES = ENGINES.names()
+
+
+def vendor_not_modelled(engine: str, gpu: Gpu) -> Reason:
+    """Return why nothing is said of a card of another maker."""
+    message = f"{engine} on {gpu.vendor} cards is not modelled"
+    return Reason("vendor_not_modelled", message, "choose an NVIDIA card", kind=ReasonKind.NOT_MODELLED)
 
 
 @cache

@@ -688,6 +688,6 @@ def test_what_runs_at_once_is_no_more_than_the_engine_runs(optimize: Any) -> Non
     words = ["--model", "meta-llama/Llama-2-7b-hf", *asked.split()]
     (_, old), (_, new) = (check(optimize, *words, "--gpu", gpu) for gpu in ("T4", "RTX 3090"))
     assert old["most_at_once"] == 1 < old["kv_cache"]["max_concurrency"]["value"]
-    assert new["most_at_once"] >= new["kv_cache"]["max_concurrency"]["value"]
+    assert "most_at_once" not in new
     _, told, _ = optimize("check", *words, "--gpu", "T4")
     assert "of which the engine runs 1 at once, 2 of 3 wait" in " ".join(told.split())

@@ -75,6 +75,16 @@ def test_exllamav2_cuts_no_experts_over_cards_and_runs_one_request_below_ampere(
     assert engine.scheduler(card, Settings(), Workload(4096, 3)).sequences == 3
 
 
+@pytest.mark.parametrize("name", ENGINE_NAMES)
+@pytest.mark.parametrize("card", ["T4", "RTX 3090", "H100", "cpu"])
+def test_the_most_that_an_engine_runs_at_once_is_what_it_runs_of_a_crowd(name: str, card: str) -> None:
+    """Without an asking for more clients than there are: what is set, the engine's own default, or as many as come."""
+    engine, gpu = find_engine(name), find_gpu(card)
+    for settings in (Settings(), Settings(max_num_seqs=8)):
+        crowd = engine.scheduler(gpu, settings, Workload(4096, 1 << 20)).sequences
+        assert (engine.most_sequences(gpu, settings) or 1 << 20) == crowd
+
+
 def test_a_server_s_log_tells_its_cache() -> None:
     server = find_engine("vllm").server
     assert server is not None

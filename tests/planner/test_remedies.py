@@ -34,6 +34,7 @@ QUESTIONS = (
     {"model": "Llama-3.1-8B-Instruct", "gpu": "L4", "context": "4096", "concurrency": "8", "input-tokens": "1000", "output-tokens": "100",
      "ttft": "400ms"},
     {"model": "Llama-3.1-8B-Instruct", "gpu": "L4", "context": "4096", "request-rate": "8", "input-tokens": "800", "output-tokens": "200"},
+    {"model": "Qwen/Qwen2.5-72B-Instruct", "gpu": "2xL4", "gpu-memory-utilization": "0.8", "max-perplexity-increase": "0.3%"},
 )  # fmt: skip
 
 
@@ -128,6 +129,17 @@ def test_every_remedy_is_one(optimize: Any, options: dict[str, str]) -> None:
         assert (code, after["fits"]) == (0, True), remedy
 
 
+def test_a_version_that_lacks_a_flag_of_the_command_is_no_remedy(optimize: Any) -> None:
+    """vLLM reads Llama 3.2 Vision to 0.10.2, and takes the flag from 0.17 on."""
+    asked = {"model": "meta-llama/Llama-3.2-11B-Vision-Instruct", "gpu": "L40S", "language-model-only": ""}
+    code, document = ask(optimize, asked)
+    assert code == 3
+    for said in (*document["remedies"], *document["reasons"]):
+        assert "--engine-version" not in (said.get("remedy") or said["message"])
+    code, document = ask(optimize, {name: value for name, value in asked.items() if value})
+    assert code == 3 and any("--engine-version" in remedy["message"] for remedy in document["remedies"])
+
+
 def test_what_is_not_modelled_says_only_that(optimize: Any) -> None:
     code, out, _ = optimize("check", "--model", "Qwen/Qwen2.5-32B-Instruct", "--gpu", "MI300X")
     assert code == 6
@@ -138,6 +150,33 @@ def test_what_is_not_modelled_says_only_that(optimize: Any) -> None:
     assert [reason["code"] for reason in document["reasons"]] == ["vendor_not_modelled"]
     assert not document["remedies"]
     assert document["confidence"] == 0.5
+
+
+@pytest.mark.parametrize("engine", ["vllm", "exllamav2", "exllamav3"])
+def test_a_card_of_another_maker_is_not_modelled_by_any_engine(optimize: Any, engine: str) -> None:
+    for gpu in ("MI300X", "Gaudi3"):
+        code, document = ask(optimize, {"model": "google/gemma-3-12b-it", "gpu": gpu, "engine": engine})
+        assert code == 6 and [reason["code"] for reason in document["reasons"]] == ["vendor_not_modelled"]
+
+
+def test_fewer_clients_than_may_be_unanswered_are_no_contradiction(optimize: Any) -> None:
+    """A remedy of a closed loop that was told by `--max-concurrency` names the clients."""
+    asked = {
+        "model": "meta-llama/Llama-3.3-70B-Instruct",
+        "gpu": "GB10",
+        "max-concurrency": "16",
+        "weights": "w4a16-g64-rtn",
+    }
+    code, document = ask(optimize, asked)
+    assert code == 3
+    fewer = [each for each in document["remedies"] if each["knob"] == "concurrency"]
+    for remedy in fewer:
+        assert ask(optimize, changed(asked, remedy["message"].partition(" (")[0]))[0] == 0
+    assert fewer
+    code, _, err = optimize(
+        "check", "--model", "Qwen/Qwen3-8B", "--gpu", "L4", "--concurrency", "20", "--max-concurrency", "16"
+    )
+    assert code == 2 and "of one closed loop" in err
 
 
 def test_formats_that_lose_a_tenth_are_no_remedy(optimize: Any) -> None:

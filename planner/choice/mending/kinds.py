@@ -264,7 +264,10 @@ def _other_cards(question: Question, outcome: Outcome) -> Iterator[Options]:
     least = (
         0.0 if own.is_cpu else (1 - _ALIKE if outcome.illegal or outcome.fits else 1 + _ALIKE) * own.memory_bytes.value
     )
-    yield from ({"gpu": card.name} for card in cards if card.name != own.name and card.memory_bytes.value >= least)
+    many = {"gpus": question.settings.parallel.gpus} if question.cards_named else {}
+    yield from (
+        {"gpu": card.name, **many} for card in cards if card.name != own.name and card.memory_bytes.value >= least
+    )
 
 
 def _of_desktop(card: Gpu) -> bool:

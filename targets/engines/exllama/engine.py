@@ -25,7 +25,16 @@ from passes.ir.purpose import purpose
 from passes.ir.state import LatentKV, LayerState, NoState, Recurrent
 from passes.record import replace
 from targets.engines.accounting import answer, weights_quantity
-from targets.engines.engine import Engine, KVEstimate, Memory, MemoryEstimate, Parallel, Scheduler, Settings
+from targets.engines.engine import (
+    Engine,
+    KVEstimate,
+    Memory,
+    MemoryEstimate,
+    Parallel,
+    Scheduler,
+    Settings,
+    vendor_not_modelled,
+)
 from targets.engines.kv_layout import Layout, build_layout
 from targets.engines.kv_spec import CacheSettings
 from targets.engines.resident_weights import embedding_bytes, stage_blocks, weights_per_stage
@@ -87,8 +96,10 @@ class Exllama(Engine):
 
     def illegal(self, ir: ModelIR, gpu: Gpu, settings: Settings) -> tuple[Reason, ...]:
         """Refuse formats, cache kinds and types, and cards that the engine lacks."""
+        if gpu.vendor not in ("NVIDIA", "CPU"):
+            return (vendor_not_modelled(self.name, gpu),)
         reasons: list[Reason] = []
-        if gpu.is_cpu or gpu.vendor != "NVIDIA":
+        if gpu.is_cpu:
             reasons.append(
                 Reason("engine_needs_cuda", f"{self.name} runs on NVIDIA cards, not on {gpu.name}", "engine vllm-cpu")
             )
@@ -179,9 +190,13 @@ class Exllama(Engine):
         blocks = stage_blocks(ir, cards, stage)
         return requests * sum(count * (self.slot_bytes(ir, block.state) or 0) for block, count in blocks)
 
+    def most_sequences(self, gpu: Gpu, settings: Settings) -> int | None:
+        """Return what is set; else it is as many as are asked: the launch files set so many."""
+        return settings.max_num_seqs
+
     def scheduler(self, gpu: Gpu, settings: Settings, workload: Workload) -> Scheduler:
-        """Return chunks of a prompt, and as many sequences as are asked: the launch files set so many."""
-        requests = settings.max_num_seqs or workload.concurrency or 1
+        """Return chunks of a prompt, and as many sequences as are asked, or the most that it runs."""
+        requests = self.most_sequences(gpu, settings) or workload.concurrency or 1
         return Scheduler(settings.max_num_batched_tokens or CHUNK, requests)
 
     def queue(self, gpu: Gpu, settings: Settings, workload: Workload, kv: KVEstimate) -> Queue:

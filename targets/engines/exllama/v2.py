@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from passes.errors import Reason
@@ -11,7 +10,7 @@ from passes.formats.kv_dtypes import OWN
 from passes.ir.architectures.config import Config
 from passes.ir.model import ModelIR
 from passes.ir.state import SlidingKV
-from targets.engines.engine import AnyWidth, Scheduler, Settings
+from targets.engines.engine import AnyWidth, Settings
 from targets.engines.exllama.engine import (
     Exllama,
     architecture_of,
@@ -20,7 +19,6 @@ from targets.engines.exllama.engine import (
     placement_reasons,
 )
 from targets.gpu import Gpu
-from targets.workload import Workload
 
 if TYPE_CHECKING:
     from targets.serve.verifier import Verifier
@@ -114,10 +112,9 @@ class ExllamaV2(Exllama):
             *_split_reasons(ir, settings),
         )
 
-    def scheduler(self, gpu: Gpu, settings: Settings, workload: Workload) -> Scheduler:
+    def most_sequences(self, gpu: Gpu, settings: Settings) -> int | None:
         """Do as ExLlama; one sequence at a time on cards without paged attention."""
-        known = super().scheduler(gpu, settings, workload)
-        return known if (gpu.capability or 0) >= _PAGED else replace(known, sequences=1)
+        return super().most_sequences(gpu, settings) if (gpu.capability or 0) >= _PAGED else 1
 
     def _window_reasons(self, ir: ModelIR) -> tuple[Reason, ...]:
         every = _WINDOW_PATTERN.get(architecture_of(ir))

@@ -122,9 +122,13 @@ class VllmCpu(Vllm):
         """Offer nothing: the cache is as large as the plan sets it."""
         return ()
 
+    def most_sequences(self, gpu: Gpu, settings: Settings) -> int:
+        """Return the requests that are set, else the backend's default."""
+        return settings.max_num_seqs or SEQUENCES
+
     def scheduler(self, gpu: Gpu, settings: Settings, workload: Workload) -> Scheduler:
         """Take what is set, else the backend's defaults."""
-        return Scheduler(settings.max_num_batched_tokens or BATCHED_TOKENS, settings.max_num_seqs or SEQUENCES)
+        return Scheduler(settings.max_num_batched_tokens or BATCHED_TOKENS, self.most_sequences(gpu, settings))
 
     def kv_bytes_for(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> int:
         """Find the smallest whole number of GiB that serves the workload: what the launch files set."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from passes.errors import Reason, ReasonKind
+from passes.errors import Reason
 from passes.formats.format import Format
 from passes.formats.kv_dtypes import head_bytes
 from passes.ir.model import ModelIR, remembered
@@ -26,6 +26,7 @@ from targets.engines.engine import (
     ServerLog,
     ServerMetrics,
     Settings,
+    vendor_not_modelled,
 )
 from targets.engines.vllm.defaults import batched_tokens, default_sequences, rules_as_set
 from targets.engines.vllm.kernels import kernel_of
@@ -143,12 +144,7 @@ class Vllm(Engine):
         ir = as_cached(ir, rules)
         if gpu.vendor not in ("NVIDIA", "CPU"):
             # Of such a card nothing else is known.
-            return (
-                Reason(
-                    "vendor_not_modelled", f"vLLM on {gpu.vendor} cards is not modelled", "choose an NVIDIA card",
-                    kind=ReasonKind.NOT_MODELLED,
-                ),
-            )  # fmt: skip
+            return (vendor_not_modelled("vLLM", gpu),)
         reasons = [*dtype_reasons(ir, gpu, settings.dtype, rules), *load_time_reasons(ir, gpu)]
         reasons += architecture_reasons(ir, rules)
         ir = with_joined_inputs(computed(ir, gpu, settings, rules), rules)
@@ -279,11 +275,14 @@ class Vllm(Engine):
             out.append(("enforce_eager", True))
         return tuple(out)
 
+    def most_sequences(self, gpu: Gpu, settings: Settings) -> int:
+        """Return what is set, else the version's default for the card."""
+        return settings.max_num_seqs or default_sequences(gpu, rules_as_set(settings, gpu)[0])
+
     def scheduler(self, gpu: Gpu, settings: Settings, workload: Workload) -> Scheduler:
         """Return tokens and sequences of a step, by version and card."""
         rules, _ = rules_as_set(settings, gpu)
-        sequences = settings.max_num_seqs or default_sequences(gpu, rules)
-        return Scheduler(batched_tokens(settings, gpu, workload, rules), sequences)
+        return Scheduler(batched_tokens(settings, gpu, workload, rules), self.most_sequences(gpu, settings))
 
     def cache_bytes(self, ir: ModelIR) -> float:
         """Return the bytes that its type says; a head's scales are spread over its elements."""

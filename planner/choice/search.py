@@ -19,6 +19,7 @@ simulated, and where it misses a goal by that, the next one, best first.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -29,6 +30,7 @@ from passes.errors import InputError, Reason, ReasonKind
 from passes.ir.model import ModelIR
 from passes.record import dataclass
 from planner.choice.demand import target_gpu
+from planner.choice.goals import ODDS_BAND
 from planner.choice.judging.candidate import complete
 from planner.choice.judging.decision import decide
 from planner.choice.judging.judge import Judge
@@ -216,10 +218,11 @@ def search(
             known[level[0]] = _with_loss(near, level[1])
         verdicts = tuple(known.get(number, verdict) for number, verdict in enumerate(verdicts))
     decision, verdicts = decide(spec, gpu, rule, verdicts, judge_design.others)
+    doubt = math.inf
     for used in numbers:  # what is likely enough by the formula may not be once its load is simulated
-        if decision is None or decision.chosen.admissible(spec.goals):
+        if decision is None or (now := rule.standing.doubt(decision.chosen)) == 0 or doubt - now <= ODDS_BAND:
             break
-        added = list(designs(spec, ir, gpu, kept, used))
+        added, doubt = list(designs(spec, ir, gpu, kept, used)), now
         space = [*space, *added]
         decision, verdicts = decide(spec, gpu, rule, (*verdicts, *map(judge_design, added)), judge_design.others)
     feasible = [v for v in verdicts if v.feasible]

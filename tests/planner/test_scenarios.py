@@ -13,7 +13,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from passes.ir.sources import open_model
-from planner.choice.rule.rule import Rule
 from planner.choice.search import SearchResult, search
 from planner.choice.verdict import AS_IS, Verdict
 from planner.plan.make import plan
@@ -82,7 +81,7 @@ def test_what_is_chosen_is_dominated_by_nothing_in_its_own_pareto_set(drawn: dic
     assert bool(result.pareto) is (chosen is not None)
     assume(chosen is not None)
     assert chosen is not None and chosen in result.pareto
-    rule = Rule(result.spec.goals, result.gpu, engine_named=False)
+    rule = result.rule
     assert rule.pareto(result.pareto, chosen) == result.pareto
     assert chosen.memory.memory.total.value <= chosen.memory.memory.budget.value
     if chosen.candidate.weights.startswith("exl2") and chosen.admissible(result.spec.goals):

@@ -163,7 +163,7 @@ def preferred(goals: Goals, gpu: Gpu, decodes: bool = True) -> Criterion:
 
 
 def widest(goals: Goals, gpu: Gpu, best: Verdict) -> float:
-    """Return by how much of what is preferred any other one may be worse than this one and still tie."""
+    """Return by what share, in points or e-folds, any other one may be worse in what is preferred than this one and still tie."""
     width = preferred(goals, gpu).width(best, best)
     return max(width, _AS_GOOD_IN_TASKS * goals.bands.quality) if goals.prefer == "quality" else width
 

@@ -38,6 +38,12 @@ CONFIGS: dict[str, tuple[dict[str, Any], Format | None]] = {
     "auto-round fp8": (
         {"quant_method": "auto-round", "bits": 8, "group_size": [128, 128], "data_type": "fp"}, Published("fp8-block", 128),
     ),
+    "auto-round fp8 by rows": (  # `FP8_STATIC`, `FP8` and its own W8FP8: whole rows, or one number for all
+        {"quant_method": "auto-round", "bits": 8, "group_size": -1, "data_type": "fp", "act_dynamic": True}, Published("fp8-row"),
+    ),
+    "auto-round fp8 of a tensor": (
+        {"quant_method": "auto-round", "bits": 8, "group_size": 0, "data_type": "fp", "act_dynamic": False}, Published("fp8-static"),
+    ),
     "auto-round mx": (
         {"quant_method": "auto-round", "bits": 8, "group_size": 32, "data_type": "mx_fp"}, Published("mxfp8"),
     ),
@@ -202,6 +208,13 @@ def test_a_quantized_head_is_read() -> None:
         linear for linear in read(settings, vocab_size=512, tie_word_embeddings=False).outer if linear.role is Role.HEAD
     )
     assert head.storage.label == "gptq-4-g128"
+
+
+def test_a_mixture_that_names_the_head_stores_it() -> None:
+    named = {"lm_head": {"quant_algo": "W4A16_NVFP4"}, "model.layers.0.mlp.down_proj": {"quant_algo": "FP8"}}
+    settings = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": named}
+    outer = read(settings, vocab_size=512, tie_word_embeddings=False).outer
+    assert [linear.storage.label for linear in outer if linear.role is Role.HEAD] == ["nvfp4-modelopt-a16"]
 
 
 @pytest.mark.parametrize(

@@ -66,5 +66,8 @@ def _format(said: Fields, rest: Fields, ir: ModelIR) -> Format | None:
         inputs = {"input_activations": scheme} if values.integer("act_bits", default=_DENSE_BITS) < _DENSE_BITS else {}
         return described(read_group(Fields({"weights": scheme, **inputs}, values.name, values.path), values), ir)
     if kind in ("fp", "fp8") and bits == 8:
-        return Published("fp8-block", values.counts("group_size", 2, at_least=1)[0])
+        if not isinstance(values.get("group_size"), int):
+            return Published("fp8-block", values.counts("group_size", 2, at_least=1)[0])
+        static = values.get("act_dynamic") is False
+        return Published("fp8-row" if values.get("group_size") else "fp8-static" if static else "fp8-tensor")
     raise not_understood(ir, f"auto-round's {kind} of {bits} bits")

@@ -35,6 +35,10 @@ class ModelOptConfig(QuantConfig):
         form = _format(said, ir)
         return lambda _: form
 
+    def stores_head(self, settings: Mapping[str, Any], ir: ModelIR) -> bool:
+        """Tell whether a mixture names it."""
+        return any(name.endswith("lm_head") for name in fields_of(settings, ir).mapping("quantized_layers", {}))
+
     def experts(self, settings: Mapping[str, Any], ir: ModelIR) -> Format | None:
         """Read the experts' from `moe_quant_algo`."""
         return moe_format(settings)

@@ -53,7 +53,8 @@ KV_DTYPES = (
     *(KVDtype(f"{name}_per_token_head", 8, weighed=False, head_bytes=4) for name in ("fp8", "int8")),
     KVDtype("int4_per_token_head", 4, weighed=False, head_bytes=4, loss="int4_token"),
     *(KVDtype(name, 4 + 8 / 16, weighed=False, loss="int4_grouped") for name in ("nvfp4", "nvfp4_4over6")),
-    KVDtype("fp8_ds_mla", 8, weighed=False, loss="fp8"), KVDtype("nvfp4_ds_mla", 4 + 8 / 16, weighed=False, loss="int4_grouped"),
+    KVDtype("fp8_ds_mla", 8, weighed=False, loss="fp8"),
+    KVDtype("nvfp4_ds_mla", 4 + 8 / 16, weighed=False, loss="int4_grouped"),
 )
 NAMES = tuple(dtype.name for dtype in KV_DTYPES)
 #: Types that vLLM has besides (`config/cache.py:CacheDType` of 0.33), whose sizes or places are not modelled, and what they are for.

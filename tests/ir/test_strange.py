@@ -1,4 +1,4 @@
-"""Files that are not what their names say are named for what they are, with what to do; nobody is told to download again what came whole."""
+"""Files that are not what their names say are named for what they are, with what to do; none is told to be downloaded again."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_big_endian_file_is_named_and_can_be_turned_round(tmp_path: Path) -> N
 def test_a_file_that_is_cut_off_says_how_much_is_missing(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "tiny.gguf")
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(InputError, match="truncated: .* 1,000 are missing") as error:
+    with pytest.raises(InputError, match=r"truncated: .* 1,000 are missing") as error:
         open_model(path)
     assert "goes on where it stopped" in (error.value.remedy or "")
 

@@ -45,7 +45,7 @@ def test_latent_caches_do_not_go_through_what_takes_compressed_tensors_type() ->
     assert as_cached(ir, rules_for(None)[0]).kv_cache.dtype == "auto"
 
 
-#: Bytes of a token: 61 layers with an indexer's keys (132), latents in 16 bits, packed with their scales (`fp8_ds_mla`), bare in FP8 and FP4.
+#: Bytes of a token: 61 layers with an indexer's keys (132), latents in 16 bits, packed with scales (`fp8_ds_mla`), bare in FP8 and FP4.
 _HALVES, _PACKED, _BARE, _FOUR = (61 * (latent + 132) for latent in (1152, 656, 576, 352))
 
 
@@ -62,7 +62,9 @@ def test_attention_that_picks_tokens_packs_its_entries_by_card_and_version(
     settings = Settings(version=version, parallel=Parallel(tp))
     answer = check("deepseek-ai/DeepSeek-V3.2", gpu, context=4096, settings=settings, kv_cache_dtype=asked).document
     assert answer.kv_cache.bytes_per_token == bytes_per_token
-    assert any("where nothing is set" in note for note in answer.notes) == (asked == "auto" and bytes_per_token == _PACKED)
+    assert any("where nothing is set" in note for note in answer.notes) == (
+        asked == "auto" and bytes_per_token == _PACKED
+    )
 
 
 def test_packed_types_are_for_attention_that_picks_tokens_alone() -> None:
@@ -71,13 +73,18 @@ def test_packed_types_are_for_attention_that_picks_tokens_alone() -> None:
         ("deepseek-ai/DeepSeek-V3", "H200 SXM", "fp8_ds_mla"), ("Qwen/Qwen3-32B", "H200 SXM", "fp8_ds_mla"),
         ("deepseek-ai/DeepSeek-V3.2", "H200 SXM", "nvfp4_ds_mla"),
     ):  # fmt: skip
-        codes = [reason.code for reason in check(model, gpu, context=4096, settings=settings, kv_cache_dtype=dtype).document.reasons]
+        codes = [
+            reason.code
+            for reason in check(model, gpu, context=4096, settings=settings, kv_cache_dtype=dtype).document.reasons
+        ]
         assert "kv_dtype_without_backend" in codes, (model, dtype)
 
 
 def test_glm_s_cache_is_in_fp8_on_data_center_blackwell_and_its_shared_indexers_had_caches_of_their_own() -> None:
     def told(gpu: str, version: str | None) -> tuple[float, float]:
-        document = check("zai-org/GLM-5.2-FP8", gpu, context=4096, settings=Settings(version=version, parallel=Parallel(8))).document
+        document = check(
+            "zai-org/GLM-5.2-FP8", gpu, context=4096, settings=Settings(version=version, parallel=Parallel(8))
+        ).document
         return document.kv_cache.bytes_per_token, document.memory.weights.value
 
     full, layers = 21, 78

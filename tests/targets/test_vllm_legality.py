@@ -328,7 +328,9 @@ def test_integers_of_auto_round_are_read_and_few_of_its_floats(settings: dict[st
     ir = quantized(replace(dense, config=dict(dense.config) | {"quantization_config": told}))
     reasons = find_engine("vllm").illegal(ir, find_gpu("H100 SXM"), Settings())
     assert (not reasons) is legal, reasons
-    assert all("in auto-round checkpoints" in reason.message and "llm_compressor" in reason.remedy for reason in reasons)
+    assert all(
+        "in auto-round checkpoints" in reason.message and "llm_compressor" in reason.remedy for reason in reasons
+    )
 
 
 def test_what_marlin_fills_up_to_whole_tiles_is_said() -> None:

@@ -189,7 +189,9 @@ def _read(reader: _Reader) -> GgufHeader:
     version, tensor_count, item_count = reader.scalar("I"), reader.scalar("Q"), reader.scalar("Q")
     if version in _SWAPPED:
         what = f"{reader.where}: a big-endian GGUF file, for machines such as IBM Z"
-        raise InputError(what, remedy="Turn it round: `gguf-convert-endian FILE little` (pip install gguf), then name it again.")
+        raise InputError(
+            what, remedy="Turn it round: `gguf-convert-endian FILE little` (pip install gguf), then name it again."
+        )
     if version not in (2, 3):
         raise InputError(
             f"{reader.where}: GGUF version {version} is not read", remedy="Convert the file with a current llama.cpp."

@@ -53,7 +53,10 @@ def read_gguf(path: Path) -> tuple[GgufHeader, tuple[Path, ...]]:
     headers = [header if file == path else read_gguf_header(file) for file in files]
     tensors = {name: tensor for part in headers for name, tensor in part.tensors.items()}
     if len(tensors) != sum(len(part.tensors) for part in headers):
-        raise InputError(f"{path}: a tensor stands in two of its {count} parts", remedy="Take all parts from one conversion of the model.")
+        raise InputError(
+            f"{path}: a tensor stands in two of its {count} parts",
+            remedy="Take all parts from one conversion of the model.",
+        )
     return GgufHeader(headers[0].metadata, tensors), files
 
 

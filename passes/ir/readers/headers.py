@@ -172,7 +172,7 @@ def merge(parts: Mapping[str, Mapping[str, Tensor]], index: Mapping[str, Any] | 
             raise InputError(
                 f"{where}: the index puts {name!r} in {file}, "
                 + (f"it is in {files[name]}" if name in files else "which lacks it"),
-                remedy="Shards and index do not belong together: take all of them from one commit (`hf download REPOSITORY --local-dir …`).",
+                remedy="Shards and index do not belong together: take all from one commit (`hf download REPOSITORY --local-dir …`).",
             )
     return Header(tensors, files)
 
@@ -188,7 +188,10 @@ def read_folder_header(folder: Path) -> Header | None:
         shards = shard_names(index, str(index_path))
         for shard in shards:
             if not (folder / shard).is_file():
-                raise InputError(f"{folder / shard}: missing; the index names it", remedy=f"Fetch it: `hf download REPOSITORY {shard} --local-dir {folder}`.")
+                raise InputError(
+                    f"{folder / shard}: missing; the index names it",
+                    remedy=f"Fetch it: `hf download REPOSITORY {shard} --local-dir {folder}`.",
+                )
         return merge({shard: read_file_header(folder / shard) for shard in shards}, index, str(index_path))
     found = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
     if len(found) > 1 and (folder / "model.safetensors") in found:

@@ -32,7 +32,8 @@ def cache_settings(ir: ModelIR, settings: Settings, profile: activations.Profile
         settings.block_size or BLOCK, element_bytes(ir), 4 if ir.dtype == "F32" else 2, profile.tp,
         profile.tokens * _in_flight(ir, profile.pp, rules), caches_prefixes(has_states(ir), settings, rules),
         head_bytes=head_bytes(ir.kv_cache.dtype), context_parallel=settings.features.context_parallel,
-        draft_tokens=settings.features.drafting.tokens if settings.features.drafting else 0, latent_bytes=packed_entry(ir, rules, profile.tp),
+        draft_tokens=settings.features.drafting.tokens if settings.features.drafting else 0,
+        latent_bytes=packed_entry(ir, rules, profile.tp),
     )  # fmt: skip
 
 
@@ -81,6 +82,4 @@ def _every_layer_indexes(ir: ModelIR) -> ModelIR:
         else block
         for block in blocks
     ]
-    return replace(
-        ir, stacks=tuple(s.with_blocks(tuple(whole)) if s.name == "decoder" else s for s in ir.stacks)
-    )
+    return replace(ir, stacks=tuple(s.with_blocks(tuple(whole)) if s.name == "decoder" else s for s in ir.stacks))

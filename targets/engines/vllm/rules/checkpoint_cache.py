@@ -1,4 +1,4 @@
-"""What vLLM's `--kv-cache-dtype auto` is, by version: the type that a checkpoint's quantization declares, or its own for attention that picks
+"""What vLLM's `--kv-cache-dtype auto` is, by version: the type that a checkpoint's quantization declares, or its own where attention picks
 tokens by an indexer, whose entries may be packed.
 """
 
@@ -53,13 +53,15 @@ def _as_declared(ir: ModelIR) -> ModelIR:
 @remembered
 def index_dim(ir: ModelIR) -> int:
     """Return the elements of an indexer's key of a token, 0 for models whose latent attention picks none."""
-    return max((block.state.index_dim for block, _ in ir.decoder.counts if isinstance(block.state, LatentKV)), default=0)
+    return max(
+        (block.state.index_dim for block, _ in ir.decoder.counts if isinstance(block.state, LatentKV)), default=0
+    )
 
 
 def packed_entry(ir: ModelIR, rules: Rules, tp: int) -> int:
     """Return the bytes of a token's latent where its back end packs it with its scales, 0 where it does not.
 
-    512 values in FP8 with four fp32 scales, 64 rotary in 16 bits; in FP4 with scales of 16, rotary in FP8 (`MLAAttention.get_kv_cache_spec`).
+    512 values in FP8 with four fp32 scales, 64 rotary in 16 bits; FP4 has scales of 16, rotary in FP8 (`MLAAttention.get_kv_cache_spec`).
     """
     if not index_dim(ir):
         return 0

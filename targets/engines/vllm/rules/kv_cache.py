@@ -23,7 +23,7 @@ from targets.engines.vllm.rules.versions import ALWAYS, NEVER, Rules, Version, s
 class Backend:
     """A back end keeps `dtypes` from version `since` to before `until`, on compute capability × 10 from `least` to `most`.
 
-    `heads`: sizes of a head that it has, all where empty. `latent`: for latent (MLA) caches instead of keys and values, `picks`: of attention
+    `heads`: sizes of a head that it has, all where empty. `latent`: for latent (MLA) caches instead of keys and values; `picks`: attention
     that picks tokens alone. `sinks`: whether it takes attention sinks (gpt-oss).
     """
 

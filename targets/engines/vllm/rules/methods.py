@@ -11,6 +11,7 @@ from functools import lru_cache
 
 from passes.errors import Reason
 from passes.formats.format import Format
+from passes.formats.opaque import OpaqueFormat
 from passes.record import dataclass
 from targets.engines.vllm.rules.versions import ALWAYS, NEVER, Rules, Version, at_version, said
 
@@ -100,6 +101,10 @@ _METHODS: Mapping[str, Method] = {
 def method_of(form: Format, source: str | None) -> Method | None:
     """Return how vLLM reads a format, in a checkpoint of this `quant_method`; None where it does not."""
     own, kernel = form.engine_name, form.kernel.value
+    if isinstance(form, OpaqueFormat) and form.told:
+        if not any(form.told.startswith(key.rpartition("/")[2]) for key in _METHODS):
+            return None
+        own = form.told if any(f"{source}/{form.told}".startswith(key) for key in _keys(True)) else own
     names = (f"{source}/{own}", f"{form.quant_method}/{kernel}", f"{own}/{form.inputs}", own, kernel)
     found = (max(filter(name.startswith, _keys("/" in name)), key=len, default=None) for name in names)
     key = next((key for key in found if key is not None), None)
@@ -127,7 +132,8 @@ def method_reasons(
     method = method_of(form, source)
     if method is None:
         remedy = "an ExLlama engine" if "exl" in form.label else "the dense model, or another format of it"
-        yield Reason(f"{form.kind}_not_in_vllm", f"vLLM does not read {form.label} checkpoints", remedy)
+        label = (isinstance(form, OpaqueFormat) and form.told) or form.label
+        yield Reason(f"{form.kind}_not_in_vllm", f"vLLM does not read {label} checkpoints", remedy)
         return
     first, newest = method.least[0][0], at_version(method.least, rules.version)
     if method is _NOT_READ:

@@ -83,7 +83,7 @@ class Rules:
     (`config/compilation.py`, 0.20). `state_checkpoints`: further states of Mamba 2 (0.32), `gdn_checkpoints`: of gated delta nets (0.33),
     exported inside a prefill. `mla`: False stores expanded keys and values (to 0.7.0); `mla_alignment`: elements an MLA entry is padded to,
     0 = none. Latent attention that picks tokens (DeepSeek V3.2, GLM-5; `models/config.py`, `platforms/cuda.py:_get_backend_priorities`,
-    `mla_attention.py` of 0.11.2 to 0.32.0): `packs_latent`: cards, by the whole number of their compute capability, whose back end packs FP8
+    `mla_attention.py` of 0.11.2 to 0.32.0): `packs_latent`: cards, by the whole number of their capability, whose back end packs FP8
     entries with their scales; `packed_latent`: to how many bytes on the card at hand, 0 = not; `few_heads`: heads of a rank up to which
     another back end comes first on cards of 10.x; `sparse_auto`: what `auto` is for them, but GLM-5 (0.11; on 12.x from 0.24 on),
     `blackwell_sparse_auto`: for GLM-5 on 10.x. `shares_indexers`: layers that use another's indexer have none of their own

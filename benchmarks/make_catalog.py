@@ -42,7 +42,9 @@ def _kept(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def more(models: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
-    """The additional models, completed by their bases (less the fields that a row is `without`); a row may say its own source."""
+    """The additional models, completed by their bases (less the fields that a row is `without`); a row may say its own source, and how
+    many parameters are published, drafting layers apart.
+    """
     added = {}
     for line in MORE.read_text().splitlines():
         row = json.loads(line)
@@ -55,17 +57,20 @@ def more(models: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
         if "base" in row and "source" not in row:
             source += f"; the rest as in {row['base']}"
         provenance = {"source": source, "confidence": row.get("confidence", "memory")}
+        if "param_count" in row:
+            provenance |= {"param_count": row["param_count"], "param_count_computed": row["param_count"]}
         added[row["id"]] = {"id": row["id"], "config": config, "provenance": provenance}
     return added
 
 
 def corrected(models: dict[str, dict[str, object]]) -> None:
-    """Put what is known better in place of what the folders say."""
+    """Put what is known better in place of what the folders say; a row that quotes the file itself says so (`confidence`)."""
     for line in CORRECTIONS.read_text().splitlines():
         row = json.loads(line)
         model = models[row["id"]]
         model["config"] |= row["config"]
-        model["provenance"] |= {"corrected": row["source"]}  # type: ignore[operator]
+        told = {"confidence": row["confidence"]} if "confidence" in row else {}
+        model["provenance"] |= {"corrected": row["source"], **told}  # type: ignore[operator]
 
 
 def unchecked(model: dict[str, object]) -> dict[str, object]:

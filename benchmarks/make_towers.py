@@ -39,7 +39,7 @@ ARCHITECTURES = {
         "GraniteSpeechPlusForConditionalGeneration", "Idefics3ForConditionalGeneration", "Lfm2VlForConditionalGeneration",
         "LlavaNextVideoForConditionalGeneration", "LlavaOnevisionForConditionalGeneration",
         "MiniCPMV4_6ForConditionalGeneration", "MiniCPMV4_7ForConditionalGeneration",
-        "MossTranscribeDiarizeForConditionalGeneration", "Ovis2ForConditionalGeneration",
+        "MossTranscribeDiarizeForConditionalGeneration", "MuseGlimmerForConditionalGeneration", "Ovis2ForConditionalGeneration",
         "PaddleOCRVLForConditionalGeneration", "PaliGemmaForConditionalGeneration", "Qwen2AudioForConditionalGeneration",
         "Qwen3ASRForConditionalGeneration", "SmolVLMForConditionalGeneration", "Step3p7ForConditionalGeneration",
         "VoxtralForConditionalGeneration",

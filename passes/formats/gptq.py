@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Gptq(Format):
-    """One GPTQ matrix. `group_size` −1 = the whole row; `desc_act`: groups follow the activation order (`g_idx` arbitrary)."""
+    """One GPTQ matrix. `group_size` −1 = the whole row; `desc_act`: groups follow the activation order (`g_idx` arbitrary).
+
+    `indexed`: `g_idx` is stored; AutoRound leaves it out, for its groups follow one another.
+    """
 
     kind: ClassVar[str] = "gptq"
     usual_method: ClassVar[str] = "gptq"
@@ -34,6 +37,7 @@ class Gptq(Format):
     symmetric: bool = True
     desc_act: bool = False
     version: int = 1
+    indexed: bool = True
 
     @classmethod
     def named(cls, name: str) -> Self | None:
@@ -88,13 +92,14 @@ class Gptq(Format):
         return 1 if self.group_size < 0 else in_features // self.group_size
 
     def tensors(self, name: str, out_features: int, in_features: int) -> tuple[Tensor, ...]:
-        """Return the four tensors of a matrix."""
+        """Return the tensors of a matrix."""
         groups, words = self.groups(in_features), out_features * self.bits // 32
+        index = (Tensor(f"{name}.g_idx", "I32", (in_features,)),) if self.indexed else ()
         return (
             Tensor(f"{name}.qweight", "I32", (in_features * self.bits // 32, out_features)),
             Tensor(f"{name}.qzeros", "I32", (groups, words)),
             Tensor(f"{name}.scales", "F16", (groups, out_features)),
-            Tensor(f"{name}.g_idx", "I32", (in_features,)),
+            *index,
         )
 
     def encode(self, name: str, quantized: Quantized) -> dict[str, torch.Tensor]:
@@ -119,14 +124,21 @@ class Gptq(Format):
             f"{name}.qweight": bitstream.pack(codes, self.bits).T.contiguous(),
             f"{name}.qzeros": bitstream.pack(stored_zero.T & ((1 << self.bits) - 1), self.bits),
             f"{name}.scales": scale.T.half().contiguous(),
-            f"{name}.g_idx": group_of_input.to(torch.int32),
+            **({f"{name}.g_idx": group_of_input.to(torch.int32)} if self.indexed else {}),
         }
 
     def decode(self, name: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
         """Return (q − z)·scale."""
+        import torch
+
         codes = bitstream.unpack(tensors[f"{name}.qweight"].T.contiguous(), self.bits)
         zero = bitstream.unpack(tensors[f"{name}.qzeros"], self.bits) + (1 if self.version == 1 else 0)
-        group = tensors[f"{name}.g_idx"].long()
+        size = codes.shape[1] if self.group_size < 0 else self.group_size
+        group = (
+            tensors[f"{name}.g_idx"].long()
+            if self.indexed
+            else torch.arange(codes.shape[1], device=codes.device) // size
+        )
         scale = tensors[f"{name}.scales"].float()
         return ((codes - zero.T[:, group]).float() * scale.T[:, group]).to(dtype)
 

@@ -42,7 +42,8 @@ def integers(bits: int) -> tuple[str, float]:
 #: bits between the least and the largest of 32 Gaussian values (a step of 4.14 / 15, squared, / 12). No table holds e5m2 as vLLM rounds it.
 _E5M2 = 0.44
 #: Every type that a plan may choose. fp8 is e4m3; e5m2 costs more quality and is for cards without e4m3, so it is weighed where asked for.
-#: vLLM's others: fp32 scales of a head (`per_token_head`), e4m3 scales of 16 elements (`nvfp4`; `nvfp4_kv_cache_full_dim` of 0.32).
+#: vLLM's others: fp32 scales of a head (`per_token_head`), e4m3 scales of 16 elements (`nvfp4`; `nvfp4_kv_cache_full_dim` of 0.32), the
+#: packed entries of attention that picks tokens (`ds_mla`; their bytes are in the engine's rules).
 KV_DTYPES = (
     KVDtype(OWN, None, ("model",)),
     KVDtype("fp8", 8, ("fp8_e4m3",)),
@@ -52,12 +53,12 @@ KV_DTYPES = (
     *(KVDtype(f"{name}_per_token_head", 8, weighed=False, head_bytes=4) for name in ("fp8", "int8")),
     KVDtype("int4_per_token_head", 4, weighed=False, head_bytes=4, loss="int4_token"),
     *(KVDtype(name, 4 + 8 / 16, weighed=False, loss="int4_grouped") for name in ("nvfp4", "nvfp4_4over6")),
+    KVDtype("fp8_ds_mla", 8, weighed=False, loss="fp8"),
+    KVDtype("nvfp4_ds_mla", 4 + 8 / 16, weighed=False, loss="int4_grouped"),
 )
 NAMES = tuple(dtype.name for dtype in KV_DTYPES)
 #: Types that vLLM has besides (`config/cache.py:CacheDType` of 0.33), whose sizes or places are not modelled, and what they are for.
 NOT_MODELLED: Mapping[str, str] = {
-    "fp8_ds_mla": "of sparse latent attention, DeepSeek V3.2's and V4's, whose fp8 it is",
-    "nvfp4_ds_mla": "of sparse latent attention on Blackwell cards",
     "fp8_inc": "of Intel's Gaudi",
     **dict.fromkeys(("ultraquant_4bit", "octave_k3v4", "octave_k3v3", "octave_k3v3_compact"), "of AMD's cards"),
     **dict.fromkeys(("turboquant_k8v4", "turboquant_4bit_nc", "turboquant_k3v4_nc", "turboquant_3bit_nc"),

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 GGUF = "gguf"
 #: Values at most of a tensor that is no part of a matrix but a setting.
 _SETTINGS = 8
+#: How the names of scales begin that inputs have.
+_OF_INPUTS = ("pre_quant", "input", "smooth")
 #: Families that are part of a method's name (`fbgemm_fp8`).
 _NAMED = (KernelFamily.FP8, KernelFamily.MX, KernelFamily.W8A8, KernelFamily.AWQ)
 
@@ -28,6 +30,7 @@ class OpaqueFormat(Format):
     """One matrix of a quantized checkpoint, as its headers list it: `parts` are (suffix, dtype, shape) of every tensor.
 
     `method` is the checkpoint's `quant_method`. The shapes are those of one matrix; asking for another shape is an error.
+    `told`: what the config says that it is, where its tensors are not those of that (a tool's scales folded into the norms, other dtypes).
     `bank`: the source keeps a layer's experts in one set of tensors, `<bank><suffix>`, with the expert as first dimension.
     """
 
@@ -39,6 +42,7 @@ class OpaqueFormat(Format):
     in_features: int
     parts: tuple[tuple[str, str, tuple[int, ...]], ...]
     bank: bool = False
+    told: str = ""
 
     @property
     def label(self) -> str:
@@ -51,10 +55,18 @@ class OpaqueFormat(Format):
         weights = self.out_features * self.in_features
         sizes = [(suffix, dtype, prod(shape)) for suffix, dtype, shape in self.parts]
         return self.method, tuple(
-            (suffix, dtype, "a column" if size == self.in_features else round(size / weights, 4))
+            (
+                suffix,
+                dtype,
+                "a column" if size == self.in_features and not self._of_rows(suffix) else round(size / weights, 4),
+            )
             for suffix, dtype, size in sizes
             if size > _SETTINGS
         )
+
+    def _of_rows(self, suffix: str) -> bool:
+        """Whether as many values as a row has inputs are of the rows (scales of groups or of a square matrix's rows) all the same."""
+        return "scale" in suffix and not suffix.startswith(_OF_INPUTS)
 
     @property
     def engine_name(self) -> str:

@@ -45,6 +45,14 @@ def _fp8_row(n: int, k: int, g: int) -> tuple[Part, ...]:
     return (("weight", "F8_E4M3", (n, k)), ("weight_scale", "F32", (n, 1)))
 
 
+def _fp8_rows(n: int, k: int, g: int) -> tuple[Part, ...]:
+    return (("weight", "F8_E4M3", (n, k)), ("weight_scale", "F32", (n,)))
+
+
+def _fp8_static_rows(n: int, k: int, g: int) -> tuple[Part, ...]:
+    return (*_fp8_rows(n, k, g), ("input_scale", "F32", (1,)))
+
+
 def _nvfp4_modelopt(n: int, k: int, g: int) -> tuple[Part, ...]:
     scalars: tuple[Part, ...] = (("weight_scale_2", "F32", ()), ("input_scale", "F32", ()))
     return (("weight", "U8", (n, k // 2)), ("weight_scale", "F8_E4M3", (n, k // g)), *scalars)
@@ -174,6 +182,12 @@ def _int4_awq_modelopt(n: int, k: int, g: int) -> tuple[Part, ...]:
     )
 
 
+def _int4_fp8_awq_modelopt(n: int, k: int, g: int) -> tuple[Part, ...]:
+    return (
+        ("weight", "U8", (n // 2, k)), ("weight_scale", "F32", (n, k // g)), ("weight_scale_2", "F32", ()), ("input_scale", "F32", ()),
+    )  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class _Layout:
     """A layout's tensors for N, K and a group; the group (or block) that it has unless told; bits of a code and kernels.
@@ -195,6 +209,8 @@ _LAYOUTS = {
     "fp8-block": _Layout(_fp8_block, 128, 8, KernelFamily.FP8),
     "fp8-tensor": _Layout(_fp8_tensor, 0, 8, KernelFamily.FP8),
     "fp8-static": _Layout(_fp8_static, 0, 8, KernelFamily.FP8),
+    "fp8-rows": _Layout(_fp8_rows, 0, 8, KernelFamily.FP8),
+    "fp8-static-rows": _Layout(_fp8_static_rows, 0, 8, KernelFamily.FP8),
     "fp8-row": _Layout(_fp8_row, 0, 8, KernelFamily.FP8, method="fbgemm_fp8"),
     "nvfp4-modelopt": _Layout(_nvfp4_modelopt, 16, 4, KernelFamily.FP4, grouped=True),
     "mxfp4-blocks": _Layout(_mxfp4, 32, 4, KernelFamily.MX, grouped=True, blocks=True, method="mxfp4"),
@@ -220,6 +236,7 @@ _LAYOUTS = {
     },
     **{f"planes{bits}-gptq": _Layout(_gptq_planes(bits), 0, bits, KernelFamily.W8) for bits in (5, 6, 7)},
     "int4-awq-modelopt": _Layout(_int4_awq_modelopt, 128, 4, KernelFamily.W4, grouped=True),
+    "int4-fp8-awq-modelopt": _Layout(_int4_fp8_awq_modelopt, 128, 4, KernelFamily.W4, grouped=True),
     "gemv-awq": _Layout(_awq_gemv, 128, 4, KernelFamily.W4, grouped=True),
     "gemv-fast-awq": _Layout(_awq_gemv_fast, 128, 4, KernelFamily.W4, grouped=True),
 }

@@ -21,8 +21,8 @@ LARGEST = 2**31 - 1
 #: The largest number of layers and of experts: what is walked through one by one. Published: 126 layers, 896 experts.
 MOST_LAYERS, MOST_EXPERTS = 1024, 16384
 
-MEND = "Mend this key, or download the file again."
-_AGAIN = "Download the file again."
+MEND = "Mend this key, or take the file as it was published."
+_AGAIN = "Mend it, or take the file as it was published (`hf download` fetches what differs)."
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60

@@ -24,6 +24,7 @@ from passes.ir.readers.headers import read_folder_header
 from passes.ir.readers.hub import UnreachableError, is_cached, is_repository_name, offline, read_repository
 from passes.ir.readers.paths import path_named
 from passes.ir.readers.reconcile import reconcile
+from passes.ir.readers.strange import strange
 from passes.record import dataclass
 
 #: What a result needs besides config and weights; carried along as it is.
@@ -194,13 +195,16 @@ def _refuse_other(folder: Path) -> None:
             f"{folder}: {_OTHER_FOLDERS[found]}",
             remedy=f"Name the model that it was trained on{f' ({base})' if isinstance(base, str) else ''}, or merge it into that.",
         )
-    files = sorted(path.name for path in folder.glob("*.gguf"))
     if found is not None:
         raise InputError(
             f"{folder}: {_OTHER_FOLDERS[found]}", remedy="Name the model's folder in transformers' format."
         )
-    if files:
-        raise InputError(f"{folder}: a folder of GGUF files", remedy=f"Name the file: {folder / files[0]}.")
+    if any(folder.glob("*.gguf")):
+        from passes.ir.readers.gguf_parts import models_of
+
+        files = models_of(folder)
+        more = f" (or one of {len(files) - 1} others there)" if len(files) > 1 else ""
+        raise InputError(f"{folder}: a folder of GGUF files", remedy=f"Name the file: {folder / files[0]}{more}.")
 
 
 def fold_in(config: dict[str, Any], read: Callable[[str], dict[str, Any] | None]) -> dict[str, Any]:
@@ -306,8 +310,11 @@ def config_digest(config: Mapping[str, Any]) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file; InputError naming it otherwise."""
     try:
-        return json_object(file_bytes(path), str(path))
+        raw = file_bytes(path)
+        if raw.lstrip()[:1] in (b"<", b"v") and (other := strange(raw, str(path), "JSON")):
+            raise other
+        return json_object(raw, str(path))
     except FileNotFoundError:
         raise InputError(f"{path}: missing", remedy="A model folder needs a config.json.") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error})", remedy="Download the file again.") from error
+        raise InputError(f"{path}: cannot be read ({error})", remedy="Make it a file that you may read.") from error

@@ -148,8 +148,9 @@ def layer_spec(state: LayerState, settings: CacheSettings, rules: Rules) -> Spec
         elements = state.elements_per_token
         if rules.mla_alignment:
             elements = math.ceil(elements / rules.mla_alignment) * rules.mla_alignment
+        page = block * settings.latent_bytes if settings.latent_bytes else _page(elements, block, settings)
         # An indexer's keys are a layer of their own in vLLM (`DeepseekV32IndexerCache`), in bytes whatever the cache's type.
-        return Spec("mla", _page(elements, block, settings) + block * index_entry_bytes(state.index_dim), block)
+        return Spec("mla", page + block * index_entry_bytes(state.index_dim), block)
     if isinstance(state, Recurrent):
         checkpoints = {"mamba2": rules.state_checkpoints, "gdn": rules.gdn_checkpoints}.get(state.kind, 0)
         return Spec("state", _state_bytes(state, settings), block, checkpoints)

@@ -15,6 +15,7 @@ class CacheSettings:
     `in_flight_tokens`: most tokens scheduled but not settled. `head_bytes`: of the scale beside each head's key, and each head's
     value, of a token. `prefix_caching`: recurrent layers keep two states a sequence then (vLLM's "align" mode). `context_parallel`: ranks
     over which the tokens of full layers are spread. `draft_tokens`: drafted a step, each of which keeps a state of its own.
+    `latent_bytes`: of a token's latent where it is packed with its scales, 0 where its elements tell.
     """
 
     block_size: int
@@ -28,6 +29,7 @@ class CacheSettings:
     head_bytes: int = 0
     context_parallel: int = 1
     draft_tokens: int = 0
+    latent_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Any
 _CLASSES = {
     "KimiK25ForConditionalGeneration": "Kimi_K25ForConditionalGeneration",
     "PhiMoEForCausalLM": "PhimoeForCausalLM",
+    "BailingMoeV3ForCausalLM": "BailingHybridForCausalLM",
     "MPTForCausalLM": "MptForCausalLM",
     "LightOnOCRForConditionalGeneration": "LightOnOcrForConditionalGeneration",
     "VoxtralRealtimeGeneration": "VoxtralRealtimeForConditionalGeneration",

@@ -31,12 +31,22 @@ _AO_8DA4W = {
     },
 }  # fmt: skip
 CONFIGS: dict[str, tuple[dict[str, Any], Format | None]] = {
-    "auto-round": ({"quant_method": "auto-round", "bits": 4, "group_size": 128, "sym": True}, Gptq(4, 128)),
+    "auto-round": ({"quant_method": "auto-round", "bits": 4, "group_size": 128, "sym": True}, Gptq(4, 128, indexed=False)),
     "auto-round awq": (
         {"quant_method": "auto-round", "bits": 4, "group_size": 128, "sym": False, "packing_format": "auto_round:auto_awq"}, Awq(128),
     ),
     "auto-round fp8": (
         {"quant_method": "auto-round", "bits": 8, "group_size": [128, 128], "data_type": "fp"}, Published("fp8-block", 128),
+    ),
+    "auto-round fp8 by rows": (  # `FP8_STATIC`, `FP8` and its own W8FP8: whole rows, or one number for all
+        {"quant_method": "auto-round", "bits": 8, "group_size": -1, "data_type": "fp", "act_dynamic": True}, Published("fp8-row"),
+    ),
+    "auto-round fp8 by rows, static": (
+        {"quant_method": "auto-round", "bits": 8, "group_size": -1, "data_type": "fp", "act_dynamic": False},
+        Published("fp8-static-rows"),
+    ),
+    "auto-round fp8 of a tensor": (
+        {"quant_method": "auto-round", "bits": 8, "group_size": 0, "data_type": "fp", "act_dynamic": False}, Published("fp8-static"),
     ),
     "auto-round mx": (
         {"quant_method": "auto-round", "bits": 8, "group_size": 32, "data_type": "mx_fp"}, Published("mxfp8"),
@@ -69,7 +79,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], Format | None]] = {
     "hqq": ({"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4, "group_size": 64}}}, Published("hqq-4", 64)),
     "gemv": ({"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemv"}, Published("gemv-awq", 64)),
     "bitsandbytes": ({"quant_method": "bitsandbytes", "load_in_8bit": True}, Published("int8-bnb-stored")),
-    "modelopt row": ({"quant_method": "modelopt", "quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"}, Published("fp8-row")),
+    "modelopt row": ({"quant_method": "modelopt", "quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"}, Published("fp8-rows")),
     "modelopt a16": ({"quant_method": "modelopt", "quant_algo": "W4A16_NVFP4"}, Published("nvfp4-modelopt-a16")),
     "modelopt mxfp8": ({"quant_method": "modelopt", "quant_algo": "MXFP8"}, Published("mxfp8")),
 }  # fmt: skip
@@ -202,6 +212,13 @@ def test_a_quantized_head_is_read() -> None:
         linear for linear in read(settings, vocab_size=512, tie_word_embeddings=False).outer if linear.role is Role.HEAD
     )
     assert head.storage.label == "gptq-4-g128"
+
+
+def test_a_mixture_that_names_the_head_stores_it() -> None:
+    named = {"lm_head": {"quant_algo": "W4A16_NVFP4"}, "model.layers.0.mlp.down_proj": {"quant_algo": "FP8"}}
+    settings = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": named}
+    outer = read(settings, vocab_size=512, tie_word_embeddings=False).outer
+    assert [linear.storage.label for linear in outer if linear.role is Role.HEAD] == ["nvfp4-modelopt-a16"]
 
 
 @pytest.mark.parametrize(

@@ -313,6 +313,26 @@ def test_what_vllm_does_not_read_is_refused_by_name(settings: dict[str, Any], la
     ]
 
 
+@pytest.mark.parametrize(
+    ("settings", "legal"),
+    [
+        ({"group_size": -1, "data_type": "fp", "bits": 8}, False),
+        ({"group_size": [128, 128], "data_type": "fp", "bits": 8}, True),
+        ({"group_size": 16, "data_type": "nv_fp", "bits": 4, "act_bits": 4}, False),
+        ({"group_size": 128, "bits": 4}, True),
+    ],
+)
+def test_integers_of_auto_round_are_read_and_few_of_its_floats(settings: dict[str, Any], legal: bool) -> None:
+    dense = open_model("Qwen/Qwen3-8B").ir
+    told = {"quant_method": "auto-round"} | settings
+    ir = quantized(replace(dense, config=dict(dense.config) | {"quantization_config": told}))
+    reasons = find_engine("vllm").illegal(ir, find_gpu("H100 SXM"), Settings())
+    assert (not reasons) is legal, reasons
+    assert all(
+        "in auto-round checkpoints" in reason.message and "llm_compressor" in reason.remedy for reason in reasons
+    )
+
+
 def test_what_marlin_fills_up_to_whole_tiles_is_said() -> None:
     def filled(width: int, version: str) -> list[str]:
         narrow = replace(WidthPrune(width).rewrite(open_model(SMALL).ir), dtype="BF16")

@@ -29,6 +29,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "HyperCLOVAXForCausalLM", "InternLM3ForCausalLM", "IQuestCoderForCausalLM", "Jais2ForCausalLM", "LLaMAForCausalLM",
         "MiniCPMForCausalLM", "OrionForCausalLM", "PanguEmbeddedForCausalLM", "Rnj1ForCausalLM", "SeedOssForCausalLM",
         "SolarForCausalLM", "StableLmForCausalLM", "Step1ForCausalLM", "TeleChat3ForCausalLM", "TeleFLMForCausalLM",
+        "MuseGlimmerForCausalLM",
     ),
     "classic": (
         "OPTForCausalLM", "FalconForCausalLM", "RWForCausalLM", "GPTJForCausalLM", "BloomForCausalLM", "MptForCausalLM",
@@ -70,6 +71,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "ExaoneMoEForCausalLM", "FlexOlmoForCausalLM", "HYV3ForCausalLM", "HunYuanMoEV1ForCausalLM", "LagunaForCausalLM",
         "MellumForCausalLM", "Param2MoEForCausalLM", "SolarOpenForCausalLM",
     ),
+    "families.bailing": ("BailingMoeV3ForCausalLM",),
     "deepseek_v4": ("DeepseekV4ForCausalLM",),
     "multimodal": (
         "LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration", "Gemma3ForConditionalGeneration",
@@ -89,7 +91,8 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "Idefics3ForConditionalGeneration", "Lfm2VlForConditionalGeneration", "LightOnOCRForConditionalGeneration",
         "LlavaNextVideoForConditionalGeneration", "LlavaOnevisionForConditionalGeneration",
         "MiniCPMV4_6ForConditionalGeneration", "MiniCPMV4_7ForConditionalGeneration",
-        "MossTranscribeDiarizeForConditionalGeneration", "Ovis2ForConditionalGeneration", "PaddleOCRVLForConditionalGeneration",
+        "MossTranscribeDiarizeForConditionalGeneration", "MuseGlimmerForConditionalGeneration",
+        "Ovis2ForConditionalGeneration", "PaddleOCRVLForConditionalGeneration",
         "PaliGemmaForConditionalGeneration", "Qwen2AudioForConditionalGeneration", "Qwen2_5OmniForConditionalGeneration",
         "Qwen2_5OmniModel", "Qwen3ASRForConditionalGeneration", "Qwen3ASRRealtimeGeneration",
         "Qwen3OmniMoeForConditionalGeneration", "SmolVLMForConditionalGeneration", "Step3p7ForConditionalGeneration",
@@ -117,6 +120,7 @@ TEXT_ARCHITECTURES = {
     "HunYuanDenseV1ForCausalLM", "step3p5": "Step3p5ForCausalLM", "voxtral_realtime_text": "VoxtralRealtimeTextModel",
     "seed_oss": "SeedOssForCausalLM", "gpt_oss": "GptOssForCausalLM", "granite4_vision_text": "GraniteForCausalLM",
     "phi4_multimodal": "Phi3ForCausalLM", "starcoder2": "Starcoder2ForCausalLM", "nemotron_h": "NemotronHForCausalLM",
+    "muse_glimmer_text": "MuseGlimmerForCausalLM",
 }  # fmt: skip
 
 #: Fields that say the longest context, and what vLLM takes where there is none (`config/model.py`, `default_max_len`).

@@ -47,6 +47,8 @@ class Style:
     parallel: str = ""
     """The field that runs attention and MLP side by side, behind the first norm alone."""
     head_bias: bool = False
+    gate: str = ""
+    """What gates the attention's output, of the queries' width."""
     mtp: bool = False
 
 
@@ -117,6 +119,7 @@ STYLES: dict[str, Style] = {
     "Jais2ForCausalLM": Style(norm_bias=True, mlp="plain"),
     "LLaMAForCausalLM": Style(),
     "MiniCPMForCausalLM": Style(mlp_bias=False),
+    "MuseGlimmerForCausalLM": Style(norms=_GEMMA2_NORMS, qkv_bias=False, o_bias=False, mlp_bias=False, gate="gate_proj"),
     "OrionForCausalLM": Style(norm_bias=True, qkv_bias=False, o_bias=False, mlp_bias=False),
     "PanguEmbeddedForCausalLM": Style(qkv_bias="attention_bias|bias", o_bias="attention_bias|bias"),
     "Rnj1ForCausalLM": Style(norms=_GEMMA2_NORMS, mlp_bias=False, tied=True, qk_norm="head"),
@@ -193,6 +196,8 @@ def attention(config: Config, m: Maker, style: Style) -> Part:
     else:
         names = ("q_proj", "k_proj", "v_proj", style.o_name)
         part = m.attention(hidden, Heads(heads, kv_heads, head_dim), qkv_bias=qkv_bias, o_bias=o_bias, names=names)
+    if style.gate:
+        part += m.linear(style.gate, Role.MIXER_GATE, heads * head_dim, hidden, reads="attn_in")
     sinks = m.tensor("self_attn.sinks", heads) if style.sinks else Part()
     return part.at("self_attn.") + qk_norms(config, m, style, heads, kv_heads, head_dim) + sinks
 

@@ -15,9 +15,13 @@ from typing import Any
 
 from passes.errors import InputError
 from passes.ir.fields import Fields
+from passes.ir.readers.strange import LOOKED_AT, strange
 from passes.record import dataclass
 
-_AGAIN = "Download the file again."
+_AGAIN = "The file is damaged: fetch it anew where it comes from, or convert the model again with a current llama.cpp."
+_REST = "Fetch the rest: `hf download REPOSITORY FILE` goes on where it stopped."
+#: GGUF's version where its numbers stand the other way round.
+_SWAPPED = frozenset(int.from_bytes(version.to_bytes(4, "little"), "big") for version in (1, 2, 3))
 
 #: GGUF metadata value types by number: struct code of the scalar ones; 8 is a string, 9 an array.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -39,6 +43,8 @@ _REMOVED = frozenset({4, 5, 31, 32, 33, 36, 37, 38})
 #: No real file comes near these; a header beyond them lies.
 _MAX_ITEMS = 10_000_000
 _MAX_DIMS, _MAX_DEPTH = 4, 4
+#: Bytes of the shortest header.
+_LEAST = 24
 
 
 def blocks(kind: str) -> tuple[int, int]:
@@ -87,7 +93,7 @@ class _Reader:
         self.data, self.where, self.at = data, where, 0
 
     def fail(self, what: str) -> InputError:
-        return InputError(f"{self.where}: {what}", remedy=_AGAIN)
+        return InputError(f"{self.where}: {what}", remedy=_REST if what.startswith("truncated") else _AGAIN)
 
     def scalar(self, code: str) -> Any:
         size = struct.calcsize(code)
@@ -165,8 +171,9 @@ def read_gguf_header(path: Path) -> GgufHeader:
         if path.exists() and not path.is_file():
             raise InputError(f"{path}: not a file", remedy="Name the .gguf file itself.")
         with path.open("rb") as file:
-            if path.stat().st_size < 24:
-                raise InputError(f"{path}: only {path.stat().st_size} bytes, no GGUF file", remedy=_AGAIN)
+            if (size := path.stat().st_size) < _LEAST:
+                begins = strange(file.read(LOOKED_AT), str(path), "GGUF")
+                raise begins or InputError(f"{path}: only {size} bytes, no GGUF file", remedy=_REST)
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _read(_Reader(data, str(path)))
     except OSError as error:
@@ -177,9 +184,14 @@ def read_gguf_header(path: Path) -> GgufHeader:
 
 def _read(reader: _Reader) -> GgufHeader:
     if reader.data[:4] != b"GGUF":
-        raise reader.fail("does not start with GGUF")
+        raise strange(reader.data[:LOOKED_AT], reader.where, "GGUF") or reader.fail("does not start with GGUF")
     reader.at = 4
     version, tensor_count, item_count = reader.scalar("I"), reader.scalar("Q"), reader.scalar("Q")
+    if version in _SWAPPED:
+        what = f"{reader.where}: a big-endian GGUF file, for machines such as IBM Z"
+        raise InputError(
+            what, remedy="Turn it round: `gguf-convert-endian FILE little` (pip install gguf), then name it again."
+        )
     if version not in (2, 3):
         raise InputError(
             f"{reader.where}: GGUF version {version} is not read", remedy="Convert the file with a current llama.cpp."
@@ -201,8 +213,9 @@ def _read(reader: _Reader) -> GgufHeader:
             raise reader.fail(f"tensor {tensor.name!r} overlaps another")
         position = offset + tensor.bytes
     if start + position > len(reader.data):
+        missing = start + position - len(reader.data)
         raise reader.fail(
-            f"truncated: the header describes {start + position:,} bytes, the file has {len(reader.data):,}"
+            f"truncated: the header describes {start + position:,} bytes, the file has {len(reader.data):,}, {missing:,} are missing"
         )
     tensors = {tensor.name: tensor for tensor, _ in found}
     if len(tensors) != len(found):

@@ -22,6 +22,10 @@ from passes.ir.readers.gguf_named import in_blocks
 from passes.ir.readers.headers import read_folder_header
 from passes.record import dataclass
 
+#: The tokenizer's tokens, and what to do where a file does not do.
+_TOKENS = "tokenizer.ggml.tokens"
+_ELSEWHERE = "Use the safetensors version of the model, or convert it again with a current llama.cpp."
+
 #: GGUF metadata key, without the architecture -> config.json field.
 _FIELDS = {
     "block_count": "num_hidden_layers", "context_length": "max_position_embeddings", "embedding_length": "hidden_size",
@@ -115,14 +119,21 @@ def hf_config(header: GgufHeader, name: str) -> dict[str, Any]:
     for key, meaning in _FIELDS.items():
         if (value := header.metadata.get(f"{architecture}.{key}")) is not None:
             config[dialect.fields.get(meaning, meaning)] = value
-    tokens = header.metadata.get("tokenizer.ggml.tokens")
-    if "vocab_size" not in config and isinstance(tokens, LongArray | list):
-        config["vocab_size"] = tokens.length if isinstance(tokens, LongArray) else len(tokens)
+    if "vocab_size" not in config and (size := _vocabulary(header)) is not None:
+        config["vocab_size"] = size
     config["tie_word_embeddings"] = "output.weight" not in header.tensors
     config["attention_bias"] = "blk.0.attn_q.bias" in header.tensors
     if dialect.hf_class == "Starcoder2ForCausalLM":
         config["use_bias"] = config["attention_bias"]
     return config
+
+
+def _vocabulary(header: GgufHeader) -> int | None:
+    """Rows of the embedding: as many as the tokenizer has tokens; of a file without one, what its embedding has."""
+    tokens, embedding = header.metadata.get(_TOKENS), header.tensors.get("token_embd.weight")
+    if isinstance(tokens, LongArray | list):
+        return tokens.length if isinstance(tokens, LongArray) else len(tokens)
+    return embedding.shape[0] if embedding is not None and embedding.shape else None
 
 
 def check_tensors(header: GgufHeader, ir: ModelIR) -> None:
@@ -136,12 +147,12 @@ def check_tensors(header: GgufHeader, ir: ModelIR) -> None:
 
     def refuse(tensor: GgufTensor, why: str) -> InputError:
         what = f"{ir.name}: GGUF tensor {tensor.name!r} of shape {list(tensor.shape)}: {why}"
-        return InputError(what, remedy="Use the safetensors version of the model.")
+        return InputError(what, remedy=_ELSEWHERE)
 
     # The file's tensors are the finite side: what metadata claim is walked through only as far as the file goes.
     for wanted in ir.tensors():
         if wanted.name not in found:
-            raise InputError(f"{ir.name}: the GGUF file lacks {wanted.name!r}", remedy="Download the file again.")
+            raise InputError(f"{ir.name}: the GGUF file lacks {wanted.name!r}", remedy=_ELSEWHERE)
         tensor, shape = found.pop(wanted.name)
         # A row that scores one output is a vector in a GGUF file.
         if wanted.shape not in (shape, (1, *shape)):
@@ -183,6 +194,11 @@ def unreadable(header: GgufHeader, files: int) -> str | None:
     kinds = {tensor.type for tensor in header.tensors.values()} & _NOT_DEQUANTIZED
     if kinds:
         return f"tensors in {', '.join(sorted(kinds))} cannot be dequantized here; use the model's safetensors version"
+    if _TOKENS not in header.metadata:
+        return (
+            f"the file has no tokenizer ({_TOKENS}), and nothing can be calibrated without one; "
+            "convert the model again beside its tokenizer, or use its safetensors version"
+        )
     return None
 
 

@@ -28,6 +28,17 @@ _BESIDE_A_MODEL = {
 }
 
 
+#: How files begin, or what they hold in their names, that go with a model.
+_BESIDE = re.compile(r"(^|[-_.])(mmproj|imatrix|lora|adapter|vocab)([-_.]|$)", re.IGNORECASE)
+
+
+def models_of(folder: Path) -> list[str]:
+    """List a folder's GGUF files by what to name: models before what goes with one, of a split model its first part alone."""
+    files = sorted(path.name for path in folder.glob("*.gguf"))
+    first = [name for name in files if (part := _PART.fullmatch(name)) is None or int(part["number"]) == 1] or files
+    return sorted(first, key=lambda name: (_BESIDE.search(name) is not None, name))
+
+
 def read_gguf(path: Path) -> tuple[GgufHeader, tuple[Path, ...]]:
     """Return the header of a whole model and the files that it is in: the named one, or all parts of a split one.
 
@@ -42,7 +53,10 @@ def read_gguf(path: Path) -> tuple[GgufHeader, tuple[Path, ...]]:
     headers = [header if file == path else read_gguf_header(file) for file in files]
     tensors = {name: tensor for part in headers for name, tensor in part.tensors.items()}
     if len(tensors) != sum(len(part.tensors) for part in headers):
-        raise InputError(f"{path}: a tensor stands in two of its {count} parts", remedy="Download all parts again.")
+        raise InputError(
+            f"{path}: a tensor stands in two of its {count} parts",
+            remedy="Take all parts from one conversion of the model.",
+        )
     return GgufHeader(headers[0].metadata, tensors), files
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from passes.errors import InputError
 from passes.formats.tensor import DTYPE_BITS, Tensor
 from passes.ir.fields import Fields, file_bytes, json_object, shown
+from passes.ir.readers.strange import LOOKED_AT, PICKLE_REMEDY, strange
 from passes.record import dataclass
 
 #: The safetensors library's own limit of a header's length.
@@ -23,7 +24,7 @@ MAX_HEADER_BYTES = 100_000_000
 #: No file is longer (ext4's own limit is 16 TiB).
 _FAR = 1 << 48
 
-_AGAIN = "Download the file again; its header and its data do not belong together."
+_AGAIN = "Its header and its data do not belong together: fetch the file anew where it comes from (`hf download` goes on where it stopped)."
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,13 @@ def digest(tensors: Iterable[Tensor]) -> str:
 
 
 def header_length(first: bytes, file_bytes: int, where: str) -> int:
-    """Read the length of the JSON header in bytes, from a file's first 8 bytes."""
-    if len(first) < 8:
-        raise InputError(f"{where}: only {file_bytes} bytes, no safetensors file", remedy=_AGAIN)
+    """Read the length of the JSON header in bytes, from how a file begins. Raises InputError that says what else the file is."""
     length = int.from_bytes(first[:8], "little")
     if length > MAX_HEADER_BYTES or length < 2 or 8 + length > file_bytes:
-        if first[:4] == b"PK\x03\x04" or (first[0] == 0x80 and first[1] in range(2, 6)):
-            raise InputError(f"{where}: this is a pickle (PyTorch .bin), not safetensors", remedy=PICKLE_REMEDY)
+        if (other := strange(first, where, "safetensors")) is not None:
+            raise other
+        if len(first) < 8:
+            raise InputError(f"{where}: only {file_bytes} bytes, no safetensors file", remedy=_AGAIN)
         raise InputError(f"{where}: the header claims {length:,} bytes, the file has {file_bytes:,}", remedy=_AGAIN)
     return length
 
@@ -118,7 +119,8 @@ def read_file_header(path: Path) -> dict[str, Tensor]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            length = header_length(file.read(8), size, str(path))
+            length = header_length(file.read(LOOKED_AT), size, str(path))
+            file.seek(8)
             return parse_header(file.read(length), size, str(path))
     except OSError as error:
         raise InputError(
@@ -135,13 +137,7 @@ def is_whole(path: Path) -> bool:
     return True
 
 
-PICKLE_REMEDY = (
-    "Pickle files can run code when loaded. Use a safetensors version of the model, "
-    "or convert it with transformers' save_pretrained."
-)
-
-
-_INDEX = "Download the index file again."
+_INDEX = "Fetch the index file anew; or remove it where all the weights are in model.safetensors."
 #: Bytes of a file's name on Linux.
 _LONGEST_NAME = 255
 
@@ -176,7 +172,7 @@ def merge(parts: Mapping[str, Mapping[str, Tensor]], index: Mapping[str, Any] | 
             raise InputError(
                 f"{where}: the index puts {name!r} in {file}, "
                 + (f"it is in {files[name]}" if name in files else "which lacks it"),
-                remedy="Download the model again; shards and index do not belong together.",
+                remedy="Shards and index do not belong together: take all from one commit (`hf download REPOSITORY --local-dir …`).",
             )
     return Header(tensors, files)
 
@@ -192,7 +188,10 @@ def read_folder_header(folder: Path) -> Header | None:
         shards = shard_names(index, str(index_path))
         for shard in shards:
             if not (folder / shard).is_file():
-                raise InputError(f"{folder / shard}: missing; the index names it", remedy="Download the missing shard.")
+                raise InputError(
+                    f"{folder / shard}: missing; the index names it",
+                    remedy=f"Fetch it: `hf download REPOSITORY {shard} --local-dir {folder}`.",
+                )
         return merge({shard: read_file_header(folder / shard) for shard in shards}, index, str(index_path))
     found = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
     if len(found) > 1 and (folder / "model.safetensors") in found:

@@ -18,8 +18,9 @@ from typing import Any
 from passes.errors import InputError
 from passes.formats.tensor import DTYPE_BITS, Tensor
 from passes.ir.fields import Fields, file_bytes, is_whole, json_object
-from passes.ir.readers.headers import PICKLE_REMEDY, Header, header_length, merge, parse_header, shard_names
+from passes.ir.readers.headers import Header, header_length, merge, parse_header, shard_names
 from passes.ir.readers.paths import cache_root
+from passes.ir.readers.strange import PICKLE_REMEDY
 from passes.record import dataclass
 
 #: Enough for the header of most shards in one request.

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from targets.engines.engine import Settings
+from targets.engines.vllm.rules.checkpoint_cache import PACKED
 from targets.engines.vllm.rules.versions import BACKEND_PADDING, MARLIN_PADDING, TENSORRT_LLM, Rules, rules_for
 from targets.gpu import Gpu
 from targets.workload import Workload
@@ -51,6 +52,12 @@ def rules_of(version: str | None, capability: int) -> tuple[Rules, str | None]:
         rules = replace(rules, expert_padding=rules.blackwell_padding)
     if not _BLACKWELL <= capability < _RTX_BLACKWELL:
         rules = replace(rules, dense_padding=1)
+    if capability // 10 in rules.packs_latent:
+        rules = replace(rules, packed_latent=PACKED["fp8_ds_mla"])
+    if capability >= _RTX_BLACKWELL and capability // 10 in rules.packs_latent:
+        rules = replace(rules, sparse_auto="fp8")
+    if not _BLACKWELL <= capability < _RTX_BLACKWELL:
+        rules = replace(rules, blackwell_sparse_auto="", few_heads=0)
     if rules.v1 and rules.version < (0, 10, 2) and 0 < capability < 80:
         rules = replace(rules, v1=False, hybrid_groups=False, chunked_groups=False, sorts_without_package=False)
     return rules, note

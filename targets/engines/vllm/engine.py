@@ -30,7 +30,7 @@ from targets.engines.engine import (
 )
 from targets.engines.vllm.defaults import batched_tokens, default_sequences, rules_as_set
 from targets.engines.vllm.kernels import kernel_of
-from targets.engines.vllm.memory.cache import BLOCK, caches_prefixes, element_bytes
+from targets.engines.vllm.memory.cache import BLOCK, caches_prefixes, element_bytes, with_own_indexers
 from targets.engines.vllm.memory.features import served, weights_of_stages
 from targets.engines.vllm.memory.ranks import (
     cold_note,
@@ -188,7 +188,8 @@ class Vllm(Engine):
     def memory(self, ir: ModelIR, gpu: Gpu, settings: Settings, workload: Workload) -> MemoryEstimate:
         """Estimate the tightest rank's budget, terms and cache."""
         rules, note = rules_as_set(settings, gpu)
-        stored, ir = ir, served(as_cached(resident_model(computed(ir, gpu, settings, rules)), rules), settings.features)
+        run = with_own_indexers(as_cached(resident_model(computed(ir, gpu, settings, rules)), rules), rules)
+        stored, ir = ir, served(run, settings.features)
         too_large = item_reasons(ir, gpu, settings, workload, rules)
         settings = with_whole_items(ir, gpu, settings, workload, rules)
         memory, layout = tightest_rank(ir, gpu, settings, workload, rules)

@@ -57,7 +57,7 @@ def _format(said: Fields, rest: Fields, ir: ModelIR) -> Format | None:
     if kind == "int" and "awq" in packing + values.text("backend", ""):
         return Awq(group_size(values), values.flag("sym", default=True))
     if kind == "int" and bits in (2, 3, 4, 8):
-        return Gptq(bits, group_size(values), values.flag("sym", default=True))
+        return Gptq(bits, group_size(values), values.flag("sym", default=True), indexed=False)
     if kind.startswith("mx_fp") and bits == 8:
         return Published("mxfp8")
     if kind.startswith(("mx_fp", "nv_fp")) and bits == 4:
@@ -66,5 +66,13 @@ def _format(said: Fields, rest: Fields, ir: ModelIR) -> Format | None:
         inputs = {"input_activations": scheme} if values.integer("act_bits", default=_DENSE_BITS) < _DENSE_BITS else {}
         return described(read_group(Fields({"weights": scheme, **inputs}, values.name, values.path), values), ir)
     if kind in ("fp", "fp8") and bits == 8:
-        return Published("fp8-block", values.counts("group_size", 2, at_least=1)[0])
+        if not isinstance(values.get("group_size"), int):
+            return Published("fp8-block", values.counts("group_size", 2, at_least=1)[0])
+        static = values.get("act_dynamic") is False
+        rows = bool(values.get("group_size"))
+        return Published(
+            {(True, True): "fp8-static-rows", (True, False): "fp8-row", (False, True): "fp8-static"}.get(
+                (rows, static), "fp8-tensor"
+            )
+        )
     raise not_understood(ir, f"auto-round's {kind} of {bits} bits")

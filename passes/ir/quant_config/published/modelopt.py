@@ -13,11 +13,12 @@ from passes.ir.quant_config.module_names import by_name
 from passes.ir.quant_config.quant_config import QuantConfig, StorageOf, fields_of, not_understood
 
 #: `quant_algo` -> layout (`LINEAR_ALGOS` of vLLM 0.32's `quantization/modelopt.py`; `FP8_BLOCK…`: other spellings of `FP8_PB_WO`;
-#: `W4A16_AWQ`: what TensorRT-LLM reads, and vLLM does not).
+#: `W4A16_AWQ`, `W4A8_AWQ`: what TensorRT-LLM reads, and vLLM does not).
 _LAYOUTS = {
-    "FP8": "fp8-static", "FP8_PER_CHANNEL_PER_TOKEN": "fp8-row", "FP8_PB_WO": "fp8-block", "FP8_BLOCK": "fp8-block",
+    "FP8": "fp8-static", "FP8_PER_CHANNEL_PER_TOKEN": "fp8-rows", "FP8_PB_WO": "fp8-block", "FP8_BLOCK": "fp8-block",
     "FP8_BLOCK_SCALES": "fp8-block", "NVFP4": "nvfp4-modelopt", "NVFP4_AWQ": "nvfp4-modelopt", "W4A16_NVFP4": "nvfp4-modelopt-a16",
     "MXFP8": "mxfp8", "W4A16_AWQ": "int4-awq-modelopt", "INT4_AWQ": "int4-awq-modelopt",
+    "W4A8_AWQ": "int4-fp8-awq-modelopt",
 }  # fmt: skip
 _MIXED, _USUAL = "MIXED_PRECISION", "NVFP4"
 
@@ -34,6 +35,10 @@ class ModelOptConfig(QuantConfig):
             return lambda name: own(name, None)
         form = _format(said, ir)
         return lambda _: form
+
+    def stores_head(self, settings: Mapping[str, Any], ir: ModelIR) -> bool:
+        """Tell whether a mixture names it."""
+        return any(name.endswith("lm_head") for name in fields_of(settings, ir).mapping("quantized_layers", {}))
 
     def experts(self, settings: Mapping[str, Any], ir: ModelIR) -> Format | None:
         """Read the experts' from `moe_quant_algo`."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from passes.formats.kv_dtypes import cache_bits, head_bytes
-from passes.ir.model import Block, ModelIR
+from passes.ir.model import Block, ModelIR, Role, remembered
 from passes.ir.state import FullKV, LatentKV, LayerState
 from targets.engines.engine import Settings
 from targets.engines.kv_spec import CacheSettings
 from targets.engines.resident_weights import stage_blocks
 from targets.engines.vllm.memory import activations
+from targets.engines.vllm.rules.checkpoint_cache import index_dim, packed_entry
 from targets.engines.vllm.rules.runner import has_states, uses_v2_runner
 from targets.engines.vllm.rules.versions import Rules
 
@@ -30,6 +33,7 @@ def cache_settings(ir: ModelIR, settings: Settings, profile: activations.Profile
         profile.tokens * _in_flight(ir, profile.pp, rules), caches_prefixes(has_states(ir), settings, rules),
         head_bytes=head_bytes(ir.kv_cache.dtype), context_parallel=settings.features.context_parallel,
         draft_tokens=settings.features.drafting.tokens if settings.features.drafting else 0,
+        latent_bytes=packed_entry(ir, rules, profile.tp),
     )  # fmt: skip
 
 
@@ -58,3 +62,24 @@ def _as_stored(block: Block, rules: Rules) -> LayerState:
     if isinstance(block.state, LatentKV) and not rules.mla:
         return FullKV(block.heads, _EXPANDED_HEAD, _EXPANDED_HEAD)
     return block.state
+
+
+def with_own_indexers(ir: ModelIR, rules: Rules) -> ModelIR:
+    """Return the model as a version holds it that builds an indexer, with its cache, in layers too that use another's (GLM-5.2)."""
+    return ir if rules.shares_indexers or not index_dim(ir) else _every_layer_indexes(ir)
+
+
+@remembered
+def _every_layer_indexes(ir: ModelIR) -> ModelIR:
+    decoder = ir.decoder
+    blocks = [decoder.block(i) for i in range(len(decoder.layers))]
+    owner = next(block for block in blocks if isinstance(block.state, LatentKV) and block.state.index_dim)
+    linears = tuple(linear for linear in owner.linears if linear.role is Role.INDEXER)
+    tensors = tuple(tensor for tensor in owner.tensors if ".indexer." in tensor.name)
+    whole = [
+        block.replace(state=owner.state, linears=(*block.linears, *linears), tensors=(*block.tensors, *tensors))
+        if isinstance(block.state, LatentKV) and not block.state.index_dim
+        else block
+        for block in blocks
+    ]
+    return replace(ir, stacks=tuple(s.with_blocks(tuple(whole)) if s.name == "decoder" else s for s in ir.stacks))

@@ -15,6 +15,7 @@ from passes.formats.kv_dtypes import OWN
 from passes.ir.model import ModelIR
 from passes.ir.state import FullKV, LatentKV
 from passes.record import dataclass
+from targets.engines.vllm.rules.checkpoint_cache import index_dim
 from targets.engines.vllm.rules.versions import ALWAYS, NEVER, Rules, Version, said
 
 
@@ -22,8 +23,8 @@ from targets.engines.vllm.rules.versions import ALWAYS, NEVER, Rules, Version, s
 class Backend:
     """A back end keeps `dtypes` from version `since` to before `until`, on compute capability × 10 from `least` to `most`.
 
-    `heads`: sizes of a head that it has, all where empty. `latent`: for latent (MLA) caches instead of keys and values. `sinks`: whether it
-    takes attention sinks (gpt-oss).
+    `heads`: sizes of a head that it has, all where empty. `latent`: for latent (MLA) caches instead of keys and values; `picks`: attention
+    that picks tokens alone. `sinks`: whether it takes attention sinks (gpt-oss).
     """
 
     name: str
@@ -34,6 +35,7 @@ class Backend:
     most: int = 999
     heads: tuple[int, ...] = ()
     latent: bool = False
+    picks: bool = False
     sinks: bool = True
 
 
@@ -56,6 +58,9 @@ BACKENDS = (
     Backend("Triton MLA", ("fp8",), least=89, latent=True),
     Backend("every MLA back end", ("bfloat16",), since=(0, 11, 0), least=80, latent=True),
     Backend("every MLA back end", ("float16",), since=(0, 18, 0), latent=True),
+    Backend("FlashMLA sparse", ("fp8_ds_mla",), since=(0, 11, 0), least=90, most=109, latent=True, picks=True),
+    Backend("FlashInfer MLA sparse", ("fp8_ds_mla",), since=(0, 24, 0), least=120, most=129, latent=True, picks=True),
+    Backend("FlashMLA sparse", ("nvfp4_ds_mla",), since=(0, 30, 0), least=100, most=109, latent=True, picks=True),
 )
 #: `quant_method`s of checkpoints whose readers have scales of the cache, beside which e5m2 is refused.
 _SCALED = ("fp8", "modelopt")
@@ -68,6 +73,7 @@ class _Asked:
     version: Version
     head: int
     latent: bool
+    picks: bool
     sinks: bool
 
 
@@ -94,18 +100,21 @@ def cache_type_reasons(ir: ModelIR, capability: int, rules: Rules) -> Iterator[R
 
 
 def _asked(ir: ModelIR, dtype: str, capability: int, rules: Rules) -> Iterator[_Asked]:
+    picks = index_dim(ir) > 0
     for block, _ in ir.decoder.counts:
         state, sinks = block.state, any(tensor.name.endswith("sinks") for tensor in block.tensors)
         if isinstance(state, FullKV):
-            yield _Asked(dtype, capability, rules.version, state.head_dim, False, sinks)
+            yield _Asked(dtype, capability, rules.version, state.head_dim, False, False, sinks)
         elif isinstance(state, LatentKV):
-            yield _Asked(dtype, capability, rules.version, 0, True, sinks)
+            yield _Asked(dtype, capability, rules.version, 0, True, picks, sinks)
 
 
 def _lacks(row: Backend, asked: _Asked) -> tuple[int, str] | None:
     """The first thing that a back end lacks: how near it came, and a sentence; None where it keeps the cache."""
     if row.latent != asked.latent:
         return 0, f"{row.name} keeps {'latent' if row.latent else 'no latent'} caches" + (" only" if row.latent else "")
+    if row.picks and not asked.picks:
+        return 0, f"{row.name} is for attention that picks tokens by an indexer (DeepSeek V3.2)"
     if asked.capability < row.least:
         return 1, f"{row.name} keeps it from {row.least / 10:g} on"
     if asked.capability > row.most:

@@ -11,8 +11,9 @@ from functools import lru_cache
 
 from passes.errors import Reason
 from passes.formats.format import Format
+from passes.formats.opaque import OpaqueFormat
 from passes.record import dataclass
-from targets.engines.vllm.rules.versions import ALWAYS, Rules, Version, at_version, said
+from targets.engines.vllm.rules.versions import ALWAYS, NEVER, Rules, Version, at_version, said
 
 _HALVES = frozenset({"F16", "BF16"})
 _FLOATS = _HALVES | {"F32"}
@@ -47,6 +48,8 @@ def _always(least: int, **rest: int | Version | tuple[Version, str] | frozenset[
     return Method(((ALWAYS, least),), **rest)  # type: ignore[arg-type]
 
 
+#: A way of storing matrices that no version reads in checkpoints of a tool, whatever it reads elsewhere.
+_NOT_READ = Method(((NEVER, 0),))
 #: By the start of a format's name, else of its kernels'. `/` after it: the type of its inputs (W4A8); before it: a `quant_method`.
 _METHODS: Mapping[str, Method] = {
     # compressed-tensors, by scheme
@@ -61,6 +64,10 @@ _METHODS: Mapping[str, Method] = {
     # GPTQ and AWQ: their kernels ask for more (`kernels`)
     "gptq": _always(60),
     "auto-round": _always(60),
+    # AutoRound's own floats but MX and FP8 in blocks (`INCConfig.SUPPORTED_DTYPES`, `INCFp8Scheme` of 0.32)
+    "auto-round/fp8": _NOT_READ,
+    "auto-round/fp8-block": Method(((ALWAYS, 80), ((0, 14, 0), 75))),
+    "auto-round/nvfp4": _NOT_READ,
     "awq": _always(75),
     # 8- and 4-bit floats of publishers; below their native cards they run weight-only in Marlin kernels
     "fp8": Method(((ALWAYS, 80), ((0, 14, 0), 75))),
@@ -94,6 +101,10 @@ _METHODS: Mapping[str, Method] = {
 def method_of(form: Format, source: str | None) -> Method | None:
     """Return how vLLM reads a format, in a checkpoint of this `quant_method`; None where it does not."""
     own, kernel = form.engine_name, form.kernel.value
+    if isinstance(form, OpaqueFormat) and form.told:
+        if not any(form.told.startswith(key.rpartition("/")[2]) for key in _METHODS):
+            return None
+        own = form.told if any(f"{source}/{form.told}".startswith(key) for key in _keys(True)) else own
     names = (f"{source}/{own}", f"{form.quant_method}/{kernel}", f"{own}/{form.inputs}", own, kernel)
     found = (max(filter(name.startswith, _keys("/" in name)), key=len, default=None) for name in names)
     key = next((key for key in found if key is not None), None)
@@ -121,10 +132,14 @@ def method_reasons(
     method = method_of(form, source)
     if method is None:
         remedy = "an ExLlama engine" if "exl" in form.label else "the dense model, or another format of it"
-        yield Reason(f"{form.kind}_not_in_vllm", f"vLLM does not read {form.label} checkpoints", remedy)
+        label = (isinstance(form, OpaqueFormat) and form.told) or form.label
+        yield Reason(f"{form.kind}_not_in_vllm", f"vLLM does not read {label} checkpoints", remedy)
         return
     first, newest = method.least[0][0], at_version(method.least, rules.version)
-    if newest is None:
+    if method is _NOT_READ:
+        remedy = "the same weights exported in compressed-tensors' format (llm_compressor), or the dense model"
+        yield Reason(f"{form.kind}_not_in_vllm", f"vLLM does not read {form.label} in {source} checkpoints", remedy)
+    elif newest is None:
         message = f"vLLM {rules.said} does not read {form.label} yet"
         yield Reason(f"{form.kind}_not_in_vllm_yet", message, _pinned(first, "or newer"))
     elif method.until is not None and rules.version >= method.until:

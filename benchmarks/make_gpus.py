@@ -17,7 +17,7 @@ OUT = Path(__file__).resolve().parent.parent / "targets" / "gpus.yaml"
 KEEP = (
     "name", "vendor", "arch", "memory_gb_nominal", "memory_type", "driver_total_mib", "cuda_visible_gib", "bandwidth_gb_s",
     "fp16_bf16_dense_tflops", "fp16_fp16acc_dense_tflops", "fp8_dense_tflops", "int8_dense_tops", "fp4_dense_tflops",
-    "compute_capability", "pcie", "interconnect_gb_s_bidirectional", "source_url", "offered", "sources", "from_memory_fields", "derived_fields",
+    "compute_capability", "pcie", "interconnect_gb_s_bidirectional", "bridge", "source_url", "offered", "sources", "from_memory_fields", "derived_fields",
 )  # fmt: skip
 
 #: Totals in GiB as vLLM start-ups printed them (benchmarks/data/vllm_memory_logs.jsonl), which is what it takes its share of.
@@ -25,6 +25,13 @@ PRINTED = {
     "A100 SXM4 80GB": 79.15, "A100 PCIe 80GB": 79.15, "A10G": 22.06, "A40": 44.35, "L4": 22.06, "L40": 44.4, "B300 SXM": 267.7,
     "GB10": 121.69, "RTX 4090": 23.52, "RTX 5090": 31.36, "RTX PRO 6000 Blackwell Server": 95.0, "B200 SXM": 178.35,
 }  # fmt: skip
+#: Cards whose tensor cores sum in 16 bits twice as fast as in 32.
+_GEFORCE = re.compile(r"RTX [2-5]0[5-9]0\b")
+#: Cards that NVLink joins by a bridge of two, which is bought apart (their data sheets); boards named NVL come with theirs.
+BRIDGED = frozenset({
+    "RTX 2070 SUPER", "RTX 2080 SUPER", "RTX 2080 Ti", "RTX 3090", "RTX 3090 Ti", "A30", "A40", "A100 PCIe 40GB", "A100 PCIe 80GB",
+    "RTX A5000", "RTX A6000", "H100 PCIe",
+})  # fmt: skip
 _LOGS = "start-up logs, benchmarks/data/vllm_memory_logs.jsonl"
 #: Where not from those. An RTX 4090 showed 23.64 GiB under drivers before 550, and shows 23.99 under WSL.
 PRINTED_BY = {"B200 SXM": "torch's messages when out of memory: 'a total capacity of 178.35 GiB'"}
@@ -185,6 +192,9 @@ def entry(row: dict[str, Any]) -> dict[str, Any]:
     """One line of the catalog: the table's figures without empty fields, and the card's other names."""
     name = row["name"]
     row = {**row, "offered": False} if name in NOT_OFFERED else row
+    row = {**row, "bridge": True} if name in BRIDGED else row
+    if _GEFORCE.match(name) and "fp16_fp16acc_dense_tflops" not in row:
+        row = {**row, "fp16_fp16acc_dense_tflops": round(2 * row["fp16_bf16_dense_tflops"], 1)}
     out = {key: row[key] for key in KEEP if row.get(key) not in (None, [], {})}
     if name in PRINTED:
         out["cuda_visible_gib"] = PRINTED[name]

@@ -41,6 +41,10 @@ SUITE = "suite:"
 #: that a perplexity fell by more than noise, and is left out.
 LEAST_RISE, _MISPRINT = 0.001, -0.01
 
+#: Tokens a word of WikiText-2's test text, by family: lm-eval's `word_perplexity` is of words (5.35 bytes each, by the `byte_perplexity` beside it
+#: in pytorch/ao#3394, so 241,000 of them), and llama.cpp makes 655 chunks of 512 tokens of it with Llama 2's tokenizer, 564 with Llama 3's.
+_TOKENS_A_WORD, _OTHER_TOKENS_A_WORD = {"llama-1": 1.39, "llama-2": 1.39}, 1.2
+
 _SCHEMES: tuple[tuple[str, Callable[[re.Match[str], dict[str, Any]], Rounding]], ...] = (
     (r"(EXL2|EXL3) .*", lambda m, r: Rounding(m[1].lower(), r["bits"])),
     (r"GGUF iq.*", lambda m, r: Rounding("gguf-iq", r.get("effective_bpw", 16))),
@@ -177,7 +181,10 @@ def _measured_rows() -> Iterator[Row]:
             continue
         if not kl and isinstance(cause, Rounding) and not row["dataset"].startswith("wikitext"):
             continue
+        traits = traits_by_name(row["model"])
         rise = row["value"] if kl else math.log(row["value"] / row["baseline_value"])
+        if row["metric"] == "word perplexity":
+            rise /= _TOKENS_A_WORD.get(traits.family, _OTHER_TOKENS_A_WORD)
         if rise < _MISPRINT:
             continue
         judged = (
@@ -190,7 +197,7 @@ def _measured_rows() -> Iterator[Row]:
             row["model"],
             "kl" if kl else row["dataset"],
             cause,
-            traits_by_name(row["model"]),
+            traits,
             rise if kl else max(rise, LEAST_RISE),
             row.get("baseline_value") or 8.0,
             judged,

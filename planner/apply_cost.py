@@ -14,7 +14,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 
 from passes import chain
@@ -40,7 +39,7 @@ from passes.text.source import TextSource
 from planner.machine import computing
 from planner.plan.effort import Effort
 from planner.spec.spec import Spec, TextChoice
-from targets.gpu import Gpu
+from targets.gpu import Gpu, processor
 from targets.machine.profile import PRODUCT_SHARE, believed_profile
 from targets.quantity import Basis, Quantity
 
@@ -57,6 +56,8 @@ _RUNNING, _HEAD_BYTES = 3, 32
 _LEAST = 1.25
 #: Forwards that a batch takes which does not wait in memory (`passes.walk.paused_batches`): one to the end, and one to each of three stops.
 _AGAIN = 2.5
+#: What does the work that a card has too little memory for, whichever machine plans: assumed, a workstation's processor.
+_BESIDE = ("a workstation's processor", 16, frozenset({"avx2"}), 128 << 30)
 #: The rate of a device that nothing is known about.
 _UNKNOWN_FLOPS = 1e11
 
@@ -112,7 +113,7 @@ class Rates:
 @cache
 def rates_of(kind: str) -> Rates:
     """Return the rates of a `processor` or a `card`, as `apply_rates.json` has them."""
-    stored = json.loads(files("planner").joinpath("apply_rates.json").read_text(encoding="utf-8"))[kind]
+    stored = json.loads(Path(__file__).with_name("apply_rates.json").read_text(encoding="utf-8"))[kind]
     low, high = stored.pop("spread")
     start = float(stored.pop("start")["seconds"])
     memory = {name: figure["bytes"] for name, figure in stored.pop("memory").items()}
@@ -151,6 +152,14 @@ def effort(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass],
         device.name,
         None if device.is_cpu else _host_memory(source, walk, device),
     )
+
+
+def hours_of(spec: Spec, source: ModelIR, target: ModelIR, passes: Sequence[Pass], card: Gpu) -> float:
+    """Return the hours that running a chain takes on a card, or where that has too little memory for it on a server's processor."""
+    work = effort(spec, source, target, passes, card)
+    if not (card.is_cpu or holds(work, card)):
+        work = effort(spec, source, target, passes, processor(*_BESIDE))
+    return work.seconds.value / 3600
 
 
 def holds_whole(source: ModelIR, device: Gpu) -> bool:

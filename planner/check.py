@@ -31,7 +31,7 @@ from targets.engines.engine import (
 )
 from targets.gpu import Gpu, find_gpu
 from targets.quantity import Quantity
-from targets.simulation.serving import lengths_told, with_highest
+from targets.simulation.serving import lengths_told, ramp_told, with_highest
 
 if TYPE_CHECKING:
     from planner.choice.verdict import GoalResult
@@ -229,8 +229,11 @@ class CheckResult:
 
     @property
     def _drawn(self) -> tuple[str, ...]:
-        told = lengths_told(self.outcome.workload)
-        return (f"{told}; here by `--random-range-ratio 0`",) if told and self.speed.requests else ()
+        if not self.speed.requests:
+            return ()
+        load = self.outcome.workload
+        drawn, ramp = lengths_told(load), ramp_told(load)
+        return tuple(told for told in (drawn and f"{drawn}; here by `--random-range-ratio 0`", ramp) if told)
 
     @property
     def _unread(self) -> tuple[str, ...]:

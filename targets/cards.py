@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from importlib.resources import files
+from pathlib import Path
 
 from passes.errors import InputError
 from passes.record import dataclass
@@ -37,7 +37,7 @@ class Cards:
 @lru_cache(maxsize=1)
 def _machines() -> dict[str, tuple[str, int, str]]:
     """(card, count, cloud) by a machine's name, in lower case."""
-    text = files("targets").joinpath("clouds.jsonl").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("clouds.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()]
     return {
         name.lower(): (row["card"], row["count"], row["cloud"]) for row in rows for name in row["instances"].split()

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from passes.errors import InputError, NotModelledError, nearest, unknown_name
@@ -88,6 +88,8 @@ class Gpu:
     note: str | None = None
     instructions: frozenset[str] = frozenset()
     network: Network | None = None
+    bridge: bool | None = None
+    """Whether two of them are joined by an NVLink bridge, which is bought apart; None where the link, if any, is no bridge."""
     offered: bool = True
     """Whether it is proposed where another card would do: not where it is sold no longer, in some countries only, or modified."""
 
@@ -119,7 +121,7 @@ def _letters(name: str) -> str:
 @lru_cache(maxsize=1)
 def _index() -> tuple[dict[str, int], tuple[str, ...], dict[str, list[int]]]:
     """Line numbers by folded name or alias, and by whole names; the catalog's lines, each `- {json}`; those that share a name."""
-    text = files("targets").joinpath("gpus.yaml").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("gpus.yaml").read_text(encoding="utf-8")
     lines = tuple(line[2:] for line in text.splitlines() if line.startswith("- {"))
     index: dict[str, int] = {}
     shared: dict[str, list[int]] = {}
@@ -415,6 +417,7 @@ def _gpu(entry: Mapping[str, Any], note: str | None = None, basis: Basis = Basis
         link_bytes_per_s=None if link is None else float(link) * 1e9,
         basis=basis,
         note=note,
+        bridge=False if entry.get("bridge") else None,
         offered=entry.get("offered", True),
     )
 

@@ -18,6 +18,26 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
+class RampUp:
+    """How a rate grows to the workload's own, from one request to the next: from `start` requests a second, by as many each time (`linear`)
+    or by the same share (`exponential`), as `vllm bench serve --ramp-up-strategy` has it.
+    """
+
+    strategy: str
+    start: float
+
+    def rate(self, progress: float, end: float) -> float:
+        """Return requests a second when so large a share of the requests was sent."""
+        if self.strategy == "exponential":
+            return self.start * math.exp(progress * math.log(end / self.start))
+        return self.start + (end - self.start) * progress
+
+
+#: What `RampUp.strategy` may be.
+STRATEGIES = ("linear", "exponential")
+
+
+@dataclass(frozen=True, slots=True)
 class Workload:
     """A closed loop of `concurrency` requests, of `input_tokens` prompt and `output_tokens` generated tokens in the mean.
 
@@ -28,6 +48,8 @@ class Workload:
     `rate`: requests a second that arrive by chance in place of the closed loop, infinite where all come at once; `burstiness`: shape of
     their gaps (1: Poisson); `at_once`: unanswered ones beyond which the next waits to be sent. `requests`: how many there are in all. None:
     as many as steady figures take; lengths that are told by their mean alone vary then, as they do in use.
+    `ramp_up`: how it grows to that, the same from the first request on where it is None. `ramp_s`: seconds over which the clients of a
+    closed loop come one after the other, all at once by default.
     `shared_prefix`: tokens that all prompts begin with. `trace`: (second, prompt tokens, answer tokens) of each request, in place of these.
     `limits`: what users are promised; how many are served so is told then. `pictures`: of each request, of `picture_tokens` each, which
     are among its input tokens.
@@ -43,6 +65,8 @@ class Workload:
     rate: float | None = None
     burstiness: float = 1.0
     at_once: int | None = None
+    ramp_up: RampUp | None = None
+    ramp_s: float = 0.0
     shared_prefix: int = 0
     trace: tuple[tuple[float, int, int], ...] | None = None
     limits: tuple[Limit, ...] = ()
@@ -67,7 +91,7 @@ class Workload:
     @property
     def lasts(self) -> bool:
         """Whether requests arrive at a rate without end, so that one that is not served grows a queue."""
-        bounded = self.requests is not None or self.at_once is not None or self.trace is not None
+        bounded = any(each is not None for each in (self.requests, self.at_once, self.trace, self.ramp_up))
         return self.rate is not None and math.isfinite(self.rate) and not bounded
 
     @property

@@ -43,6 +43,14 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
+@pytest.fixture(autouse=True, scope="session")
+def what_is_kept_stays_apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what tests, and the processes that they start, keep in a folder of theirs; no calibration of this machine is read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIGHTFIT_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def gradient_mode_is_left_as_found() -> Iterator[None]:
     """Fail what leaves torch without gradients: the tests after it, and a user's own code, would find it so."""

@@ -285,19 +285,21 @@ def test_the_first_file_of_a_folder_imports_none_of_its_members() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "besides"),
     [
-        ["plan", "examples/llama-3.3-70b-rtx4090.yaml"],
-        ["check", "--model", "Qwen/Qwen2.5-7B-Instruct", "--gpu", "rtx-4090"],
+        (["plan", "examples/llama-3.3-70b-rtx4090.yaml"], set[str]()),
+        (["check", "--model", "Qwen/Qwen2.5-7B-Instruct", "--gpu", "rtx-4090"], {"pydantic", "importlib.metadata"}),
+        (["check", "--model", "llama-3.1-8b", "--gpu", "24GB"], {"pydantic", "importlib.metadata"}),
     ],
 )
-def test_what_is_predicted_needs_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
+def test_what_is_predicted_needs_nothing_heavy(arguments: list[str], besides: set[str], tmp_path: Path) -> None:
+    heavy = {"torch", "transformers", "scipy.optimize", "jinja2", "ray", *besides}
     program = (
         f"import sys; sys.argv = ['optimize', *{arguments!r}]\n"
         "from planner.cli.main import main\n"
         "try: main()\n"
         "except SystemExit as end: assert end.code in (0, 3), end.code\n"
-        "print(sorted({'torch', 'transformers', 'scipy.optimize', 'jinja2', 'ray'} & set(sys.modules)))"
+        f"print(sorted({heavy!r} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

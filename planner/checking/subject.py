@@ -22,6 +22,7 @@ from planner.spec.units import with_unit
 from targets.cards import Cards, find_cards
 from targets.engines.engine import DEFAULT_ENGINE, ENGINE_NAMES, MOST_CARDS, Parallel, Settings, find_engine
 from targets.gpu import SharedNameError, find_gpu
+from targets.workload import RampUp
 
 if TYPE_CHECKING:
     from planner.spec.parts.goals import Goals
@@ -48,6 +49,9 @@ _PLAN, _SPECS = ".json", (".yaml", ".yml")
 
 #: Settings at their defaults, and a load that takes as many requests as steady figures do.
 _PLAIN, _STEADY = Settings(), Load()
+#: Options that say how a rate grows, and those that make a new load.
+_RAMP_UP = ("ramp_up_strategy", "ramp_up_start_rps", "ramp_up_end_rps")
+_OF_A_LOAD = {"num_prompts", "request_rate", "goodput", "max_concurrency", "concurrency_ramp_duration", *_RAMP_UP}
 #: Of even lengths between 1 - R and 1 + R, 95 of 100 are no more than 1 + this times R.
 _TO_P95 = 0.9
 
@@ -318,18 +322,35 @@ def _answer_tokens(model: ModelIR, subject: Subject, options: Options) -> int | 
 def _load(below: Load, options: Options, at_once: int | None) -> Load:
     """How requests come by the options: a new load where one of them says so, of requests that are as they were."""
     load = below
-    if {"num_prompts", "request_rate", "goodput", "max_concurrency"} & options.keys() or options.get(
-        "burstiness", 1.0
-    ) != 1.0:
+    if _OF_A_LOAD & options.keys() or options.get("burstiness", 1.0) != 1.0:
+        rate, ramp_up = _rate(options)
         load = replace(
-            load, requests=options.get("num_prompts"), rate=options.get("request_rate"), burstiness=options.get("burstiness", 1.0),
-            at_once=at_once, limits=limits_named(options.get("goodput", ())), trace=None,
+            load, requests=options.get("num_prompts"), rate=rate, burstiness=options.get("burstiness", 1.0), at_once=at_once,
+            ramp_up=ramp_up, ramp_s=options.get("concurrency_ramp_duration", 0.0), limits=limits_named(options.get("goodput", ())),
+            trace=None,
         )  # fmt: skip
     if "input_tokens" in options:
         load = replace(load, input_p95=None, trace=None)
     if "output_tokens" in options:
         load = replace(load, output_p95=None, trace=None)
     return replace(load, pictures=0, picture_tokens=0) if "model" in options else load
+
+
+def _rate(options: Options) -> tuple[float | None, RampUp | None]:
+    """The requests a second, and how they grow to that, as `vllm bench serve` is told so. Raises InputError where a part is left out or
+    said twice.
+    """
+    told = [options.get(name) for name in _RAMP_UP]
+    if not any(each is not None for each in told):
+        return options.get("request_rate"), None
+    strategy, start, end = told
+    if "request_rate" in options:
+        message = "--request-rate and --ramp-up-… both say how many requests come a second"
+        raise InputError(message, remedy="leave one of them out: a ramp ends at --ramp-up-end-rps")
+    if strategy is None or start is None or end is None:
+        message = "a ramp takes --ramp-up-strategy, --ramp-up-start-rps and --ramp-up-end-rps"
+        raise InputError(message, remedy="add --ramp-up-strategy linear --ramp-up-start-rps 1 --ramp-up-end-rps 10")
+    return float(end), RampUp(strategy, float(start))
 
 
 def _alike(load: Load, subject: Subject, options: Options) -> Load:

@@ -11,7 +11,7 @@ from planner.choice.demand import target_gpu, workload_of
 from planner.choice.goals import ODDS_BAND
 from planner.choice.judging.decision import decide
 from planner.choice.judging.judge import Judge, Made
-from planner.choice.rule.criteria import preferred
+from planner.choice.rule.criteria import widest
 from planner.choice.rule.rule import Rule
 from planner.choice.search import by_maintenance, rule_of, search
 from planner.choice.space.designs import Design, designs
@@ -106,12 +106,12 @@ def _not_behind(ahead_of_all: Iterable[tuple[Foreseen, int, Design]], judge: Jud
         feasible[place] = verdict
         if (stands := rule.standing.place(verdict)) < standing:
             standing, least, limit, doubted = stands, math.inf, math.inf, math.inf
-        if stands > standing:
+        if stands > standing or rule.takes_too_long(verdict):
             continue
         doubted = min(doubted, _doubted(rule, verdict))
         if ahead.figure <= least and _clear(rule, verdict):
-            widest = ahead.figure + preferred(rule.goals).width(verdict, verdict)
-            least, limit = ahead.figure, widest if ahead.figure < least else max(limit, widest)
+            reach = ahead.figure + widest(rule.goals, rule.gpu, verdict)
+            least, limit = ahead.figure, reach if ahead.figure < least else max(limit, reach)
     return tuple(feasible[place] for place in sorted(feasible))
 
 

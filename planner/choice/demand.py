@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from passes.errors import NotModelledError
-from planner.spec.parts.goals import Goals
-from planner.spec.spec import Spec
 from targets.gpu import Gpu, find_gpu, inline_gpu, installed_gpu
 from targets.workload import Limit, Workload
+
+if TYPE_CHECKING:
+    from planner.spec.parts.goals import Goals
+    from planner.spec.spec import Spec
 
 
 def target_gpu(spec: Spec) -> Gpu:
@@ -23,7 +26,8 @@ def target_gpu(spec: Spec) -> Gpu:
         raise NotModelledError(
             f"{gpu.name}: engines on {gpu.vendor} cards are not modelled", remedy="choose an NVIDIA card"
         )
-    return replace(gpu, network=spec.target.network)
+    bridge = gpu.bridge if gpu.bridge is None else spec.target.bridge
+    return replace(gpu, network=spec.target.network, bridge=bridge)
 
 
 def workload_of(spec: Spec) -> Workload:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from passes.record import dataclass
+
 #: Where no goal is on quality, what loses more than this share of perplexity comes behind whatever else serves: it is another model.
 FLOOR = 0.1
 #: Odds that are this close are ties, where none reach the confidence.
@@ -57,3 +59,44 @@ _UNITS = {
     Goal.TTFT: "ms", Goal.TPOT: "ms", Goal.DECODE: "tok/s", Goal.THROUGHPUT: "tok/s", Goal.RATE: "requests/s", Goal.PERPLEXITY: "%",
     Goal.KL: "nats",
 }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class UsualBands:
+    """The bands of a spec that names none."""
+
+    speed: float = 0.05
+    quality: float = 0.005
+    memory: float = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class NoQuality:
+    """No goal on quality."""
+
+    max_perplexity_increase: None = None
+    max_kl: None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NoGoals:
+    """What is weighed by where nobody asks for anything: all that the rule reads of a spec's `Goals`, as they stand where they are left
+    out (their defaults are these). A check without goals loads nothing that reads specs.
+    """
+
+    ttft: None = None
+    decode: None = None
+    tpot: None = None
+    throughput: None = None
+    quality: NoQuality = NoQuality()
+    prefer: str = "quality"
+    confidence: float = 0.8
+    fit_confidence: float = 0.95
+    bands: UsualBands = UsualBands()
+    times: tuple[()] = ()
+    batch: bool = False
+    asks_quality: bool = False
+    asks_speed: bool = False
+
+
+NO_GOALS = NoGoals()

@@ -19,7 +19,7 @@ from planner.choice.odds import at_least
 from targets.engines.accounting import CONCURRENCY_DOES_NOT_FIT
 from targets.engines.engine import Engine, MemoryEstimate, Parallel, Settings, find_engine
 from targets.gpu import Gpu, find_gpu
-from targets.workload import Limit, Workload
+from targets.workload import STRATEGIES, Limit, RampUp, Workload
 
 #: Options of `check` by the names they have in `Settings`, where these differ.
 _SETTINGS = {field.name: field.name for field in fields(Settings)} | {
@@ -38,6 +38,8 @@ class Load:
     rate: float | None = None
     burstiness: float = 1.0
     at_once: int | None = None
+    ramp_up: RampUp | None = None
+    ramp_s: float = 0.0
     limits: tuple[Limit, ...] = ()
     input_p95: int | None = None
     output_p95: int | None = None
@@ -78,6 +80,28 @@ def limits_named(texts: Iterable[str]) -> tuple[Limit, ...]:
             )
         out.append(Limit(match[1].removesuffix("l"), match[2] or "mean", float(match[3])))
     return tuple(out)
+
+
+def _refuse_ramps(load: Load) -> None:
+    """Raise InputError for a ramp that no load has: of clients where none wait, of a rate that is none, falls, or grows in no known way."""
+    ramp, rate = load.ramp_up, load.rate
+    if load.ramp_s and (rate is not None or load.trace is not None):
+        raise InputError(
+            "--concurrency-ramp-duration is of clients that wait for answers, and these requests arrive",
+            remedy="leave it out, or say how a rate grows by --ramp-up-strategy",
+        )
+    if ramp is None:
+        return
+    if ramp.strategy not in STRATEGIES:
+        raise InputError(
+            f"--ramp-up-strategy {ramp.strategy!r} is not known", remedy=f"expected is {' or '.join(STRATEGIES)}"
+        )
+    if rate is None or not 0 < ramp.start <= rate < math.inf:
+        told = "no rate" if rate is None else f"{rate:g} a second"
+        raise InputError(
+            f"a ramp from {ramp.start:g} requests a second to {told}",
+            remedy="it grows from more than 0 to a rate that is no less",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +206,7 @@ class Question:
             raise InputError(
                 "--burstiness is of requests that arrive at a rate", remedy="give a --request-rate too, or leave it out"
             )
+        _refuse_ramps(self.load)
 
     def outcome(self) -> Outcome:
         """Return what comes of it: the description, the memory it takes, and everything against it."""

@@ -189,12 +189,13 @@ def search(
     rule = rule_of(spec, ir, gpu)
     kept, archived = by_maintenance(spec, gpu)
     space, verdicts = list[Design](), tuple[Verdict, ...]()
-    for used in numbers_of_cards(spec.target) if spec.target.fewest and cards is None else (cards,):
+    numbers = iter(numbers_of_cards(spec.target) if spec.target.fewest and cards is None else (cards,))
+    for used in numbers:
         added = list(designs(spec, ir, gpu, kept, used))
         space, verdicts = [*space, *added], (*verdicts, *map(judge_design, added))
-        if any(v.feasible and rule.standing.of(v) == 0 for v in verdicts):
+        if any(v.feasible and rule.standing.of(v) == 0 and not rule.takes_too_long(v) for v in verdicts):
             break
-    if archived and not any(map(rule.standing.settles, verdicts)):
+    if archived and not any(rule.standing.settles(v) and not rule.takes_too_long(v) for v in verdicts):
         added = list(designs(spec, ir, gpu, archived, cards))
         served = any(map(rule.standing.serves, verdicts))
         late = (v if not served or rule.standing.trusted(v) else _untrusted(v) for v in map(judge_design, added))
@@ -215,6 +216,12 @@ def search(
             known[level[0]] = _with_loss(near, level[1])
         verdicts = tuple(known.get(number, verdict) for number, verdict in enumerate(verdicts))
     decision, verdicts = decide(spec, gpu, rule, verdicts, judge_design.others)
+    for used in numbers:  # what is likely enough by the formula may not be once its load is simulated
+        if decision is None or decision.chosen.admissible(spec.goals):
+            break
+        added = list(designs(spec, ir, gpu, kept, used))
+        space = [*space, *added]
+        decision, verdicts = decide(spec, gpu, rule, (*verdicts, *map(judge_design, added)), judge_design.others)
     feasible = [v for v in verdicts if v.feasible]
     rejected = [v for v in verdicts if not v.feasible]
     searched = sum(design.stands_for for design in space)
@@ -240,12 +247,18 @@ def _just_short(verdict: Verdict) -> bool:
 
 
 def rule_of(spec: Spec, ir: ModelIR, gpu: Gpu) -> Rule:
-    """Return the decision rule of a spec for a model on a card; work is forecast for that card."""
+    """Return the decision rule of a spec for a model on a card; work is forecast for that card, or for a processor where it holds too
+    little.
+    """
+    known: dict[tuple[Pass, ...], float] = {}
 
     def hours(verdict: Verdict) -> float:
-        from planner.apply_cost import effort  # asked of ties only
+        from planner.apply_cost import hours_of  # asked of what is made, which is no part of most choices
 
-        return effort(spec, ir, verdict.ir, verdict.candidate.passes, gpu).seconds.value / 3600
+        passes = verdict.candidate.passes
+        if passes not in known:
+            known[passes] = hours_of(spec, ir, verdict.ir, passes, gpu)
+        return known[passes]
 
     return Rule(spec.goals, gpu, spec.engine != "auto", hours, spec.target.fewest, spec.workload.output.mean > 1)
 

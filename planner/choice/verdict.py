@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import field, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from passes.base import Pass, Stage
 from passes.errors import Reason, ReasonKind
@@ -18,10 +19,12 @@ from planner.choice.capacity import Capacity
 from planner.choice.goals import Goal
 from planner.figures import apart
 from planner.quality.expected import Quality, perplexity_growth
-from planner.spec.parts.goals import Bands, Goals
 from targets.engines.engine import MemoryEstimate, Parallel, Settings, SpeedEstimate
 from targets.quantity import Quantity
 from targets.workload import Workload
+
+if TYPE_CHECKING:
+    from planner.spec.parts.goals import Bands, Goals
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,6 +162,24 @@ _ASKED = {
         int | None,
         typer.Option(min=1, max=LARGEST, help="Unanswered requests at most; without a rate the same as --concurrency."),
     ],
+    "ramp_up_strategy": Annotated[
+        str | None, typer.Option(metavar="linear|exponential", help="How the rate grows, in place of --request-rate.")
+    ],
+    "ramp_up_start_rps": Annotated[
+        float | None, typer.Option(min=0.001, max=1e6, callback=finite, help="Requests a second at the first one.")
+    ],
+    "ramp_up_end_rps": Annotated[
+        float | None, typer.Option(min=0.001, max=1e6, callback=finite, help="Requests a second at the last one.")
+    ],
+    "concurrency_ramp_duration": Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1e6,
+            callback=finite,
+            help="Seconds over which the clients come, one after the other; default: all at once.",
+        ),
+    ],
     "goodput": Annotated[
         list[str] | None,
         typer.Option(

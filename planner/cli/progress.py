@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import ProgressColumn, Task
+    from rich.table import Column
 
     from passes.steps.progress import Progress
 
@@ -70,6 +72,32 @@ def left(first: Progress, now: Progress) -> str:
     return f", about {seconds / done * (now.total - now.done):.0f} s left"
 
 
+class Course:
+    """How a step came on since the first that was heard of it, by a clock in seconds, and when it will be through."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, int] | None = None
+        self._last = (0.0, 0)
+        self._total = 0
+
+    def note(self, done: int, total: int, now: float) -> None:
+        """Note where it is."""
+        if self._first is None or total != self._total:
+            self._first, self._last, self._total = (now, done), (now, done), total
+        elif done > self._last[1]:
+            self._last = (now, done)
+
+    def left(self, now: float) -> float | None:
+        """Return the seconds that are left, by the mean of what is done; None where nothing is known, or that has run out: it does
+        something then that it does not count.
+        """
+        if self._first is None or self._last[1] == self._first[1] or self._last[1] >= self._total:
+            return None
+        (began, before), (then, done) = self._first, self._last
+        ahead = (then - began) / (done - before) * (self._total - done) - (now - then)
+        return ahead if ahead > 0 else None
+
+
 #: Columns of a bar with its name, counts and times.
 _WITHOUT_WORDS = 62
 
@@ -79,9 +107,32 @@ def _within(room: int, words: str) -> str:
     return words if len(words) <= room else f"{words[: room - 1]}…" if room > 1 else ""
 
 
+def _ahead(task: Task) -> float | None:
+    """The seconds that a step has left."""
+    known: float | None = task.fields["course"].left(task.get_time())
+    return known if task.stop_time is None else 0.0
+
+
+def _clock(seconds: Callable[[Task], float | None], column: Column) -> ProgressColumn:
+    """A column with a time of each step; a sign for what is not known."""
+    from datetime import timedelta
+
+    from rich.progress import ProgressColumn
+    from rich.text import Text
+
+    class Clock(ProgressColumn):
+        max_refresh = 0.5
+
+        def render(self, task: Task) -> Text:
+            known = seconds(task)
+            return Text("-:--:--" if known is None else str(timedelta(seconds=int(known))))
+
+    return Clock(table_column=column)
+
+
 @contextmanager
 def _bars(console: Console) -> Iterator[Callable[[Progress], None]]:
-    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
     from rich.progress import Progress as Bars
     from rich.table import Column
 
@@ -89,17 +140,17 @@ def _bars(console: Console) -> Iterator[Callable[[Progress], None]]:
     counted, past, ahead = (Column(no_wrap=True) for _ in range(3))
     columns = (
         TextColumn("  {task.description:20s}", markup=False), BarColumn(), MofNCompleteColumn(table_column=counted),
-        TimeElapsedColumn(table_column=past), TimeRemainingColumn(table_column=ahead),
+        _clock(lambda task: task.elapsed, past), _clock(_ahead, ahead),
         TextColumn("{task.fields[detail]}", markup=False),
     )  # fmt: skip
     room = max(0, console.width - _WITHOUT_WORDS)
     with Bars(*columns, console=console) as bars:
-        tasks: dict[str, TaskID] = {}
+        tasks: dict[str, tuple[TaskID, Course]] = {}
 
         def finish() -> None:
-            """End a step when the next begins: its bar is full and its clock stands."""
+            """End a step when the next begins: its bar is full and its clock, which goes on beside a full bar until then, stands."""
             for task in bars.tasks:
-                if not task.finished:
+                if task.stop_time is None:
                     total = task.total or 1
                     bars.update(task.id, total=total, completed=total)
                     bars.stop_task(task.id)
@@ -112,8 +163,12 @@ def _bars(console: Console) -> Iterator[Callable[[Progress], None]]:
             total = None if event.total == 1 and event.done == 0 else event.total
             if event.step not in tasks:
                 finish()
-                tasks[event.step] = bars.add_task(event.step, total=total, detail="")
-            bars.update(tasks[event.step], total=total, completed=event.done, detail=_within(room, event.detail))
+                course = Course()
+                tasks[event.step] = bars.add_task(event.step, total=total, detail="", course=course), course
+            task, course = tasks[event.step]
+            if total is not None:
+                course.note(event.done, total, bars.get_time())
+            bars.update(task, total=total, completed=event.done, detail=_within(room, event.detail))
 
         yield report
         finish()

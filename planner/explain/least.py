@@ -157,7 +157,7 @@ def _operations_s(card: Gpu) -> float:
 def _fewest_bytes(asked: Asked, largest: str) -> float | None:
     """Bytes of the smallest weights that are good enough, whatever the speed; None where none are."""
     free = {"ttft": None, "decode": None, "tpot": None, "throughput": None, "prefer": "size"}
-    alone = {"rate": None, "max_concurrency": None, "burstiness": 1.0, "trace": None, "concurrency": 1}
+    alone = {"rate": None, "max_concurrency": None, "burstiness": 1.0, "trace": None, "concurrency": 1, "ramp_up": None}
     found = asked.changed(patched(asked.spec, {**_on(asked, largest), "goals": free, "workload": alone})).verdicts
     good = [
         v

@@ -26,7 +26,7 @@ from planner.spec.spec import Spec
 from targets.engines.engine import find_engine
 from targets.gpu import Gpu
 from targets.simulation.lengths import MOST_APART
-from targets.simulation.serving import lengths_told
+from targets.simulation.serving import lengths_told, ramp_told
 
 _GIB = 1 << 30
 
@@ -36,6 +36,12 @@ def cautions(spec: Spec, result: SearchResult, verdict: Verdict) -> Iterator[str
     machine, numbers that were left open.
     """
     goals, parallel = spec.goals, verdict.candidate.settings.parallel
+    if result.rule.takes_too_long(verdict):
+        yield (
+            f"nobody would wait for it: it takes about {show(result.rule.hours(verdict), 'h')} to make, more than {goals.work_hours:g} h "
+            f"(goals: work_hours), and nothing that takes less is as likely to meet the goals: make it on a card with more memory than "
+            f"{result.gpu.name}, or look for a checkpoint that somebody made like it"
+        )
     if not verdict.admissible(goals):
         asked, fit, least = (show(odds, "odds") for odds in (goals.confidence, goals.fit_confidence, min(verdict.odds)))
         yield (
@@ -68,10 +74,13 @@ def cautions(spec: Spec, result: SearchResult, verdict: Verdict) -> Iterator[str
             "" if spec.target.network_gb_s else "; between them 12.5 GB/s each are assumed (`target: network_gb_s`)"
         )
         yield f"{parallel.gpus} cards are {machines} machines of {node}: {inside}{network}"
+    if parallel.tp > 1 and result.gpu.bridge is False:
+        yield f"the cards speak over PCIe: an NVLink bridge, which is bought apart, is not assumed of {result.gpu.name} (target: bridge)"
     if not (ends := purpose(verdict.ir)).writes:
         yield f"{verdict.ir.name} writes no text: a request ends with its {ends} after the prompt, so output_tokens has no meaning"
-    if verdict.served is not None and (told := lengths_told(workload_of(spec))) is not None:
-        yield told
+    if verdict.served is not None:
+        load = workload_of(spec)
+        yield from (told for told in (lengths_told(load), ramp_told(load)) if told is not None)
     yield from _far_apart(spec)
     yield from _chosen_numbers(spec, result, verdict)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
-from importlib.resources import files
+from importlib import import_module
 from pathlib import Path
 
 from passes.errors import InputError, StalePlanError
@@ -43,7 +43,7 @@ def lock(spec: Spec, source: Source, engine: PlannedEngine | None) -> Lock:
         gpu=LockedGpu(gpu.name, round(gpu.memory_bytes.value), spec.target.cards),
         engine=engine,
         tightfit=VERSION,
-        data={name: _file_digest(str(files(room).joinpath(name))) for room, name in _data(engine)},
+        data={name: _file_digest(str(Path(import_module(room).__path__[0], name))) for room, name in _data(engine)},
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from passes.errors import InputError
 from passes.ir.fields import file_bytes, json_object
 from planner.plan.codec import from_json, to_json, upgraded
-from planner.plan.document import PlanDocument, digest
+from planner.plan.document import PlanDocument, digest, sealed
 from planner.spec.arguments import file_named, public
 from planner.spec.parse import validated
 
@@ -48,23 +48,23 @@ def load_plan(what: str | Path) -> PlanDocument:
         ) from None
     except OSError as error:
         raise InputError(f"{file} is no plan: {error}", remedy="`optimize plan SPEC` makes one") from None
-    if "chosen" not in document or "lock" not in document:
+    if "format_version" not in document or not {"chosen", "lock"} <= upgraded(document, str(file)).keys():
         raise InputError(f"{file} is no plan", remedy="`optimize plan SPEC` makes one")
-    current = upgraded(document, str(file))
     if digest(document) != document.get("digest"):
         raise InputError(f"{file} was edited since it was made", remedy="change the spec and plan again")
-    return _document(current, file)
+    return _document(document, file)
 
 
 def read_plan(file: Path) -> PlanDocument:
     """Return the plan in a result's folder, whatever was done to the file since. Raises InputError where it is missing or damaged."""
     from passes.files.atomic import read_json
 
-    return _document(upgraded(read_json(file, "plan"), str(file)), file)
+    return _document(read_json(file, "plan"), file)
 
 
-def _document(said: Mapping[str, Any], file: Path) -> PlanDocument:
-    """Read a plan whose spec is one that could be planned: all that shows or runs it reads the spec's values."""
+def _document(written: Mapping[str, Any], file: Path) -> PlanDocument:
+    """Read a plan of this version or one before. Its spec is one that could be planned: all that shows or runs it reads its values."""
+    said = upgraded(written, str(file))
     document = from_json(PlanDocument, said, str(file))
     validated(None, to_json(document.spec) | {"model": document.lock.model}, f"the spec in {file}")
-    return document
+    return document if said is written else sealed(document)  # its digest was of the keys of another version

@@ -21,8 +21,8 @@ from __future__ import annotations
 import json
 import math
 from functools import lru_cache
-from importlib.resources import files
 from itertools import pairwise
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
@@ -54,7 +54,7 @@ _REMOVED = {"blocks": "depth", "weights": "width", "experts": "experts"}
 @lru_cache(maxsize=1)
 def methods() -> dict[str, Any]:
     """Return the table of methods and formats (`quality_methods.json`)."""
-    table: dict[str, Any] = json.loads(files("planner.quality").joinpath("quality_methods.json").read_text())
+    table: dict[str, Any] = json.loads(Path(__file__).with_name("quality_methods.json").read_text())
     return table
 
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from passes.formats.format import Rounding
@@ -41,7 +41,7 @@ FREE = frozenset(
 @lru_cache(maxsize=1)
 def law() -> dict[str, Any]:
     """Return the fit, parsed."""
-    fit: dict[str, Any] = json.loads(files("planner.quality").joinpath("quality_fit.json").read_text())
+    fit: dict[str, Any] = json.loads(Path(__file__).with_name("quality_fit.json").read_text())
     return fit
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from functools import lru_cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from targets.quantity import Basis, Quantity, weaker
@@ -23,9 +23,7 @@ TRAINED = ("logits", "sequences")
 @lru_cache(maxsize=1)
 def fit() -> dict[str, Any]:
     """Read the fit."""
-    values: dict[str, Any] = json.loads(
-        files("planner.quality").joinpath("recovery_fit.json").read_text(encoding="utf-8")
-    )
+    values: dict[str, Any] = json.loads(Path(__file__).with_name("recovery_fit.json").read_text(encoding="utf-8"))
     return values
 
 

@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import replace
 from functools import lru_cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from passes.ir.model import ModelIR
@@ -22,7 +22,7 @@ _TUNED = r"instruct|chat|it$|vicuna|distill|qwq|^qwen3(?!.*base)"
 @lru_cache(maxsize=1)
 def families() -> dict[str, Any]:
     """Return the table of families (`quality_families.json`)."""
-    table: dict[str, Any] = json.loads(files("planner.quality").joinpath("quality_families.json").read_text())
+    table: dict[str, Any] = json.loads(Path(__file__).with_name("quality_families.json").read_text())
     return table
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.version import VERSION
@@ -47,7 +47,7 @@ def _environment() -> Environment:
 
 def text(name: str) -> str:
     """Return a style or a script beside this module."""
-    return files("planner.report").joinpath("page", name).read_text(encoding="utf-8")
+    return (Path(__file__).parent / "page" / name).read_text(encoding="utf-8")
 
 
 def digest(code: str) -> str:

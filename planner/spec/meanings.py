@@ -27,6 +27,7 @@ _EXAMPLES: Mapping[tuple[str, str], Any] = {
     ("EngineSettings", "max_num_seqs"): 64, ("EngineSettings", "max_num_batched_tokens"): 8192, ("EngineSettings", "block_size"): 32,
     ("EngineChoice", "name"): DEFAULT_ENGINE, ("EngineChoice", "version"): "0.26", ("EngineChoice", "settings"): {"max_num_seqs": 64},
     ("Images", "tokens"): 1200, ("WorkloadSpec", "images"): {"count": 2, "tokens": 1200}, ("WorkloadSpec", "requests"): 200,
+    ("WorkloadSpec", "ramp_up"): {"strategy": "linear", "start": "1/s"},
     ("WorkloadSpec", "max_concurrency"): 64, ("WorkloadSpec", "shared_prefix"): "40%", ("WorkloadSpec", "trace"): "requests.jsonl",
     ("QualityGoal", "max_kl"): 0.05, ("Goals", "quality"): {"max_perplexity_increase": "5%"}, ("Goals", "bands"): {"speed": "10%"},
     ("QuantizeChoice", "methods"): ["gptq", "awq"], ("QuantizeChoice", "formats"): ["w4a16-g64"], ("QuantizeChoice", "dense"): True,

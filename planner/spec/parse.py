@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -58,9 +60,7 @@ def load_spec(what: str | Path) -> Spec:
     if len(text) > _LONGEST:
         raise InputError(f"{file} is longer than any spec", remedy="name the YAML file that `optimize init` began")
     node, value = read_yaml(text, str(file))
-    spec = _resolve(validated(node, value, str(file)), file.parent)
-    _refuse_unknown(spec, node, str(file))
-    return _as_answered(spec, node, str(file))
+    return _whole(node, value, str(file), file.parent)
 
 
 def as_spec(what: Spec | str | Path | Mapping[str, Any]) -> Spec:
@@ -71,24 +71,69 @@ def as_spec(what: Spec | str | Path | Mapping[str, Any]) -> Spec:
         return what
     if not isinstance(what, Mapping):
         return load_spec(file_named("the spec", what, "a file, a mapping with the keys of a spec, or a tightfit.Spec"))
-    name = "the spec"
-    spec = _resolve(validated(None, dict(what), name), Path())
-    _refuse_unknown(spec, None, name)
-    return _as_answered(spec, None, name)
+    return _whole(None, dict(what), "the spec", Path())
 
 
-def _as_answered(spec: Spec, node: yaml.Node | None, name: str) -> Spec:
-    """The spec of a model that only reads (it embeds, ranks or rewards) with requests that end with their prompt. Raises InputError for
-    goals on what is decoded.
+def _whole(node: yaml.Node | None, value: Any, name: str, folder: Path) -> Spec:
+    """The spec of plain values, paths relative to a folder. Raises InputError that tells all at once: keys and values that cannot be, and
+    names that stand for nothing.
     """
-    if (ends := purpose_told(spec.model)).writes:
-        return spec
-    for goal in DECODED:
-        if spec.goals.asked(goal):
-            message = f"goals.{goal}: {spec.model} writes no text, it answers with a {ends}, so that it decodes nothing"
-            remedy = "leave it out; ttft bounds how long an answer takes, workload.rate how many come a second"
-            raise InputError(message, remedy=remedy, location=locate(node, ["goals", goal], name))
-    if spec.workload.trace is not None:
+    _refuse_no_mapping(value, name)
+    try:
+        spec = _resolve(Spec.model_validate(value), folder)
+    except ValidationError as error:
+        raise _together(
+            [*_told(error, node, value, name, Spec), *_also_unknown(error, node, value, name, folder)]
+        ) from None
+    if wrong := _unknown(spec, node, name):
+        raise _together(wrong)
+    return _as_answered(spec)
+
+
+#: What a spec cannot do without, as it stands in for what is missing or wrong while the names of the others are looked up.
+_NEEDED: Mapping[str, Any] = {"model": "any", "target": {"gpu": "auto"}}
+#: Keys whose values name something that there is a list of; the others only have to agree with each other.
+_NAMING = ("model", "target", "engine", "passes", "launch")
+
+
+def _also_unknown(
+    error: ValidationError, node: yaml.Node | None, value: Mapping[str, Any], name: str, folder: Path
+) -> list[InputError]:
+    """What stands for nothing in the rest of a spec that is none yet."""
+    rest = _without_wrong(value, error)
+    try:
+        return [] if rest is None else _unknown(_resolve(rest, folder), node, name)
+    except InputError as unusable:  # a path that cannot be looked for
+        return [unusable]
+
+
+def _without_wrong(value: Mapping[str, Any], error: ValidationError) -> Spec | None:
+    """The spec without what is wrong in it, for the names in the rest of it; None where nothing is left to look at."""
+    rest = deepcopy(dict(value))
+    for problem in _closest(error.errors(), value):
+        place = _place(problem, value)
+        _remove(rest, place[:-1] if problem["type"] == "missing" else place)
+    naming = {key: rest[key] for key in _NAMING if key in rest}
+    for left in ({**_NEEDED, **rest}, {**_NEEDED, **naming}):  # keys that are right may disagree when others are gone
+        with suppress(ValidationError):
+            return Spec.model_validate(left)
+    return None
+
+
+def _remove(value: Any, path: Sequence[Any]) -> None:
+    """Remove what a path of keys leads to, if it is there; of a list the whole list, whose numbers would move."""
+    for depth, key in enumerate(path, start=1):
+        if not isinstance(value, dict) or key not in value:
+            return
+        if depth == len(path) or not isinstance(value[key], dict):
+            del value[key]
+            return
+        value = value[key]
+
+
+def _as_answered(spec: Spec) -> Spec:
+    """The spec of a model that only reads (it embeds, ranks or rewards) with requests that end with their prompt."""
+    if purpose_told(spec.model).writes or spec.workload.trace is not None:
         return spec
     return spec.model_copy(update={"workload": spec.workload.model_copy(update={"output_tokens": 1})})
 
@@ -100,16 +145,17 @@ def parse_spec(text: str, name: str = "spec") -> Spec:
 
 def validated(node: yaml.Node | None, value: Any, name: str) -> Spec:
     """Make a spec from plain values; `node`, where they came from YAML, tells the places in errors. Raises InputError."""
-    if not isinstance(value, dict):
-        raise InputError(
-            "a spec is a mapping with `model:` and `target:`",
-            remedy="see `optimize init`",
-            location=Location(name, 1, 1),
-        )
+    _refuse_no_mapping(value, name)
     try:
         return Spec.model_validate(value)
     except ValidationError as error:
         raise explained(error, node, value, name) from None
+
+
+def _refuse_no_mapping(value: Any, name: str) -> None:
+    if not isinstance(value, dict):
+        message = "a spec is a mapping with `model:` and `target:`"
+        raise InputError(message, remedy="see `optimize init`", location=Location(name, 1, 1))
 
 
 def _refuse_long_trace(path: str, context: int) -> None:
@@ -119,8 +165,10 @@ def _refuse_long_trace(path: str, context: int) -> None:
         raise InputError(message, remedy=f"workload: {{context: {longest}}}")
 
 
-def _refuse_unknown(spec: Spec, node: yaml.Node | None, name: str) -> None:
-    """Refuse names that stand for nothing: a card, an engine, a tool, a file. Errors say where in the spec they stand."""
+def _unknown(spec: Spec, node: yaml.Node | None, name: str) -> list[InputError]:
+    """What is wrong with a spec whose kinds are right: names that stand for nothing (a card, an engine, a tool, a file), goals that a model
+    cannot have. Each error says where in the spec it stands.
+    """
     checks: list[tuple[list[Any], Callable[[], object]]] = [
         (["model"], lambda: _refuse_missing_model(spec.model)),
         (["calibration", "dataset"], lambda: refuse_missing_text(spec.calibration.dataset)),
@@ -140,6 +188,9 @@ def _refuse_unknown(spec: Spec, node: yaml.Node | None, name: str) -> None:
     distill = spec.passes.distill
     if isinstance(distill, DistillChoice):
         checks.append((["passes", "distill"], partial(_refuse_missing_prompts, distill)))
+    checks += [
+        (["goals", goal], partial(_refuse_decoded, spec.model, goal)) for goal in DECODED if spec.goals.asked(goal)
+    ]
     wrong: dict[str, InputError] = {}
     for path, check in checks:
         try:
@@ -147,8 +198,15 @@ def _refuse_unknown(spec: Spec, node: yaml.Node | None, name: str) -> None:
         except InputError as error:
             known = type(error)(error.message, remedy=error.remedy, location=locate(node, path, name))
             wrong.setdefault(error.message, known)  # the reserve of a card that is unknown
-    if wrong:
-        raise _together(list(wrong.values()))
+    return list(wrong.values())
+
+
+def _refuse_decoded(model: str, goal: str) -> None:
+    if not (ends := purpose_told(model)).writes:
+        raise InputError(
+            f"goals.{goal}: {model} writes no text, it answers with a {ends}, so that it decodes nothing",
+            remedy="leave it out; ttft bounds how long an answer takes, workload.rate how many come a second",
+        )
 
 
 def _refuse_missing_model(model: str) -> None:
@@ -224,11 +282,18 @@ def explained(
     """Return all of a validation's errors as one message, each with its place, the most helpful first. `part`: of the spec, which `value`
     was to become.
     """
+    return _together(_told(error, node, value, name, part))
+
+
+def _told(
+    error: ValidationError, node: yaml.Node | None, value: Mapping[str, Any], name: str, part: type[BaseModel]
+) -> list[InputError]:
+    """Each of a validation's errors, with its place, the most helpful first."""
     problems = sorted(_closest(error.errors(), value), key=lambda e: _rank(e["type"]))
     told: dict[tuple[Any, ...], InputError] = {}
     for problem in problems:  # of the branches of a union that fail at one place, the most helpful is told
         told.setdefault(_place(problem, value), _problem(problem, node, value, name, part))
-    return _together(list(told.values()))
+    return list(told.values())
 
 
 def _together(errors: Sequence[InputError]) -> InputError:

@@ -22,16 +22,17 @@ Path = tuple[str, ...]
 def patched(spec: Spec, patch: Patch) -> Spec:
     """Return the spec with a patch. Raises InputError where it is none any more.
 
-    A number of cards takes `max`, which is of `auto`, away; a rate takes the clients away, which wait for answers, and they the rate.
+    A number of cards takes `max`, which is of `auto`, away; a rate takes the clients away, which wait for answers, and they the rate; and
+    another rate stays as it is from the first request on.
     """
     base = spec.model_dump(mode="json", exclude_none=True)
     if isinstance(patch.get("target", {}).get("count"), int):
         base = merged(base, {"target": {"max": None}})
     load = patch.get("workload", {})
     if any(load.get(key) is not None for key in ("rate", "trace")):
-        base = merged(base, {"workload": {"concurrency": None}})
+        base = merged(base, {"workload": dict.fromkeys(("concurrency", "concurrency_ramp", "ramp_up"))})
     elif load.get("concurrency") is not None:
-        base = merged(base, {"workload": dict.fromkeys(("rate", "trace", "burstiness", "max_concurrency"))})
+        base = merged(base, {"workload": dict.fromkeys(("rate", "trace", "burstiness", "max_concurrency", "ramp_up"))})
     return validated(None, merged(base, patch), "the changed spec")
 
 

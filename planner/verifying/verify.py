@@ -156,7 +156,8 @@ def load_of(plan: PlanDocument, rate: float | None = None, seconds: float = LOAD
     requests = rounds * clients
     if rate is not None:
         requests = max(_LEAST_ROUNDS, min(requests, int(rate * seconds)))
-    return Load(workload.input_tokens, workload.output_tokens, clients, requests, rate)
+    ramp_s = workload.ramp_s if rate is None else 0.0
+    return Load(workload.input_tokens, workload.output_tokens, clients, requests, rate, ramp_s)
 
 
 def _clients(plan: PlanDocument) -> int:

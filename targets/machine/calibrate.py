@@ -28,10 +28,13 @@ from targets.machine.profile import Profile, believed_profile, implausible, meas
 from targets.serve.drive import warm_up
 from targets.serve.load import Load, LoadTiming, load
 from targets.serve.process import EngineError, Served
+from targets.simulation.metrics import figures
+from targets.simulation.simulate import Host, simulate
+from targets.simulation.step_times import StepTimes
 from targets.speed.card import card_of, generation_of
 from targets.speed.closed_loop import Loop, Means, closed_loop
 from targets.speed.rates import engine_values, rates_from
-from targets.speed.step import step_seconds
+from targets.speed.step import Step, step_seconds
 from targets.speed.work import work_of
 from targets.workload import Workload
 
@@ -51,8 +54,8 @@ _TOLD = {
 #: How far the memory of a card may be from what it is asked to be, relative to it: drivers set some aside.
 _SAME_MEMORY = 0.05
 
-#: Scale of an unremarkable error of one timing.
-_NOISE = 0.04
+#: Scale of an unremarkable error of one timing, and of the first tokens of several clients.
+_NOISE, _CHANCE = 0.04, 0.08
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +72,11 @@ class Observation:
         return cls(timing.load, timing.ttft_ms.median / 1e3, timing.tpot_ms.median / 1e3)
 
     def errors(self, told: Means) -> list[float]:
-        """Return in log space how far means lie from it. Of several clients the steps are told: which prompts wait for which is chance."""
-        tpot = math.log(told.tpot_s / self.tpot_s)
-        return [tpot] if self.load.concurrency > 1 else [math.log(told.ttft_s / self.ttft_s), tpot]
+        """Return how far a prediction lies from it, in log space, as shares of an unremarkable error: of the first token, of a further one.
+        Which of several clients' prompts are read in a step of their own is chance, so their first tokens tell less.
+        """
+        first = _NOISE if self.load.concurrency == 1 else _CHANCE
+        return [math.log(told.ttft_s / self.ttft_s) / first, math.log(told.tpot_s / self.tpot_s) / _NOISE]
 
 
 def calibrate_machine(gpu: Gpu, python: Path | None = None, *, seconds: float = 20.0) -> Profile:
@@ -215,7 +220,7 @@ def fit_load(seen: Sequence[Observation], model: ServedModel, profile: Profile) 
     def residuals(x: Sequence[float]) -> list[float]:
         out = [delta / _TOLD[name] for name, delta in zip(names, x, strict=True)]
         for point in seen:
-            out += [error / _NOISE for error in point.errors(predict(point.load, model, profile, start | values_of(x)))]
+            out += point.errors(predict(point.load, model, profile, start | values_of(x)))
         return out
 
     found = least_squares(residuals, np.zeros(len(names)), loss="soft_l1", diff_step=1e-3, max_nfev=40)
@@ -223,18 +228,34 @@ def fit_load(seen: Sequence[Observation], model: ServedModel, profile: Profile) 
 
 
 def predict(asked: Load, model: ServedModel, profile: Profile, values: Mapping[str, float]) -> Means:
-    """Predict the means of a closed loop by given constants."""
-    ir, gpu, target = model.ir, model.gpu, find_engine(model.engine)
-    clients = asked.concurrency
-    workload = Workload(ir.max_context, clients, asked.input_tokens, asked.output_tokens)
+    """Predict the medians of a closed loop by given constants: of several clients, who start together, by simulating the engine's
+    scheduler, as what is predicted later is: their prompts share steps.
+    """
+    ir, gpu, target, tp = model.ir, model.gpu, find_engine(model.engine), model.parallel.tp
+    clients, settings = asked.concurrency, Settings(parallel=model.parallel)
+    workload = Workload(ir.max_context, clients, asked.input_tokens, asked.output_tokens, requests=asked.requests)
     work, card = work_of(ir), measured_card(card_of(target, gpu), profile)
     rates = rates_from(values, generation_of(gpu))
-    budget = target.scheduler(gpu, Settings(parallel=model.parallel), workload).tokens
-    loop = Loop(
-        asked.input_tokens, asked.output_tokens, clients, clients, budget, target.cache_bytes(ir), asked.requests / clients,
-        rates.request_s(model.parallel.tp), rates.host_token_s,
-    )  # fmt: skip
-    return closed_loop(lambda step: step_seconds(work, card, rates, step, model.parallel.tp), loop)
+    cache_bytes = target.cache_bytes(ir)
+
+    def step_s(step: Step) -> float:
+        return step_seconds(work, card, rates, step, tp)
+
+    queue = (
+        target.queue(gpu, settings, workload, target.memory(ir, gpu, settings, workload).kv) if clients > 1 else None
+    )
+    if queue is None:
+        budget = target.scheduler(gpu, settings, workload).tokens
+        loop = Loop(
+            asked.input_tokens, asked.output_tokens, clients, clients, budget, cache_bytes, asked.requests / clients,
+            rates.request_s(tp), rates.host_token_s,
+        )  # fmt: skip
+        return closed_loop(step_s, loop)
+    host = Host(rates.request_s(tp), rates.serial_s, rates.host_token_s)
+    lengths = [(asked.input_tokens, asked.output_tokens)] * asked.requests
+    seen = figures(simulate(StepTimes(step_s, cache_bytes), queue, asked.arrivals, lengths, host))
+    assert seen.tpot is not None
+    return Means(seen.ttft.statistic("p50"), seen.tpot.statistic("p50"), clients)
 
 
 def store(profile: Profile) -> Profile:

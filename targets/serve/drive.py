@@ -72,5 +72,7 @@ def prompts_of(request: VerifyRequest) -> Callable[[int], list[int]]:
 
 def warm_up(served: Served, name: str, asked: Load, prompt: Callable[[int], Prompt] = unseen_prompt) -> None:
     """Ask for as many short answers at once as the load has clients: kernels are compiled and memory is taken by first requests."""
-    short = replace(asked, requests=asked.concurrency, output_tokens=min(_WARM, asked.output_tokens), rate=None)
+    short = replace(
+        asked, requests=asked.concurrency, output_tokens=min(_WARM, asked.output_tokens), rate=None, ramp_s=0.0
+    )
     load(served, name, short, prompt)

@@ -22,7 +22,8 @@ from targets.simulation.arrivals import Arrivals, closed_loop, poisson
 @dataclass(frozen=True, slots=True)
 class Load:
     """Tokens of each prompt and answer, and how requests come: `concurrency` clients send the next when the last is answered;
-    with a `rate`, requests a second arrive by chance (Poisson), however many are being answered. `requests`: in all.
+    with a `rate`, requests a second arrive by chance (Poisson), however many are being answered. `requests`: in all. `ramp_s`: seconds over
+    which the clients come one after the other.
     """
 
     input_tokens: int
@@ -30,17 +31,20 @@ class Load:
     concurrency: int
     requests: int
     rate: float | None = None
+    ramp_s: float = 0.0
 
     @property
     def arrival(self) -> str:
         """How requests come, for people."""
-        return f"{self.concurrency} at a time" if self.rate is None else f"{self.rate:g} a second"
+        if self.rate is not None:
+            return f"{self.rate:g} a second"
+        return f"{self.concurrency} at a time" + (f", who come over {self.ramp_s:g} s" if self.ramp_s else "")
 
     @property
     def arrivals(self) -> Arrivals:
         """When each request is sent: at the same seconds as in the simulation, so that chance does not stand between the two."""
         if self.rate is None:
-            return closed_loop(self.concurrency, self.requests)
+            return closed_loop(self.concurrency, self.requests, self.ramp_s)
         return poisson(self.rate, self.requests)
 
 
@@ -137,7 +141,7 @@ def send(served: Served, bodies: Iterable[bytes], arrivals: Arrivals, seconds: f
     None is sent after `seconds`, but for the first one of every client.
     """
     sent, began = Sent(), time.perf_counter()
-    free = None if arrivals.at_once is None else threading.BoundedSemaphore(arrivals.at_once)
+    free = _clients(arrivals)
     threads = []
 
     def ask_one(body: bytes) -> None:
@@ -186,6 +190,25 @@ class Sent:
                 self.answers.append(answer)
             else:
                 self.errors.append(error or "")
+
+
+def _clients(arrivals: Arrivals) -> threading.Semaphore | None:
+    """The clients that are free, who come when they start; None where as many send as there are requests."""
+    if arrivals.at_once is None:
+        return None
+    starts = arrivals.starts or (0.0,) * arrivals.at_once
+    free = threading.Semaphore(sum(not start for start in starts))
+
+    def come() -> None:
+        began = time.perf_counter()
+        for start in starts:
+            if start:
+                time.sleep(max(0.0, start - (time.perf_counter() - began)))
+                free.release()
+
+    if any(starts):
+        _started(come)
+    return free
 
 
 def _started(work: Callable[..., None], *arguments: bytes) -> threading.Thread:

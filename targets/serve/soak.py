@@ -53,7 +53,8 @@ def soak(
     with watching(served, metrics) as watch:
         sent = send(served, bodies, simulated.arrivals, asked.seconds)
     told = Load(
-        workload.input_tokens, workload.output_tokens, clients, len(sent.answers) + len(sent.errors), workload.rate
+        workload.input_tokens, workload.output_tokens, clients, len(sent.answers) + len(sent.errors), workload.rate,
+        workload.ramp_s,
     )  # fmt: skip
     return Soaked(LoadTiming.of("tightfit's soak", told, sent.answers, sent.seconds, sent.errors), watch.summary())
 

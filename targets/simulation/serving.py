@@ -63,10 +63,11 @@ def load_of(workload: Workload, replicas: int = 1) -> Load:
     lengths = [(min(prompt, workload.context - answer), answer) for prompt, answer in zip(prompts, kept, strict=True)]
     at_once = None if workload.at_once is None else max(1, workload.at_once // replicas)
     if workload.rate is None:
-        return Load(arriving.closed_loop(clients, count), lengths)
+        return Load(arriving.closed_loop(clients, count, workload.ramp_s), lengths)
     if math.isinf(workload.rate):
         return Load(arriving.burst(count, at_once), lengths)
-    due = arriving.poisson(workload.rate / replicas, count, workload.burstiness, at_once=at_once)
+    ramp_up = workload.ramp_up and replace(workload.ramp_up, start=workload.ramp_up.start / replicas)
+    due = arriving.poisson(workload.rate / replicas, count, workload.burstiness, at_once=at_once, ramp_up=ramp_up)
     return Load(due, lengths)
 
 
@@ -95,6 +96,14 @@ def lengths_told(workload: Workload) -> str | None:
         f"lengths vary as chats' do where requests arrive and only means are told (p95 of {drawn} times the mean, as far as the context "
         f"leaves room): say otherwise in a spec by `{name}: {{mean: {mean}, p95: {mean}}}`, which makes them nearly alike"
     )
+
+
+def ramp_told(workload: Workload) -> str | None:
+    """Say how a rate grows, or over which time clients come; None where all is as it is from the beginning."""
+    if workload.ramp_up is not None and workload.rate is not None:
+        growth = {"linear": "linearly", "exponential": "exponentially"}[workload.ramp_up.strategy]
+        return f"the rate grows {growth} from {workload.ramp_up.start:g} to {workload.rate:g} requests a second"
+    return f"clients come one after the other, the last after {workload.ramp_s:g} s" if workload.ramp_s else None
 
 
 def _lengths(mean: int, p95: int | None, workload: Workload, count: int, seed: int) -> Sequence[int]:
@@ -198,7 +207,8 @@ def with_highest(
         return keeps(replace(workload, concurrency=count, requests=requests))
 
     def rate(count: float) -> float:
-        return keeps(replace(workload, rate=count, requests=min(max(round(20 * count), 40), _SHORT_RUN), trace=None))
+        requests = min(max(round(20 * count), 40), _SHORT_RUN)
+        return keeps(replace(workload, rate=count, requests=requests, trace=None, ramp_up=None))
 
     if workload.rate is None:
         return replace(told, most_clients=most_clients(workload.concurrency or 1, clients))
@@ -222,7 +232,7 @@ def _runs(engine: Engine, gpu: Gpu, settings: Settings, kv: KVEstimate, question
         queue = engine.queue(gpu, settings, workload, _scaled(kv, share))
         assert queue is not None
         anew, again = (partial(_Paced, each[queue.apart], math.exp(slower), first_s) for each in (seconds, known))
-        if any(load.arrivals.due):
+        if load.arrivals.timed:
             return simulate(anew(), queue, load.arrivals, load.lengths, host)
         return _on_a_clock(anew, again, queue, load, host)
 

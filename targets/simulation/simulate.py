@@ -240,9 +240,15 @@ class Door:
         self.next = math.inf
         """When the engine sees the next request, if no other is sent before, and never sooner; without end where none is on its way."""
         at_once = len(lengths) if arrivals.at_once is None else arrivals.at_once
-        for _ in range(min(at_once, len(lengths))):
-            self._send(0.0)
+        self._starting = deque((arrivals.starts or (0.0,) * at_once)[: len(lengths)])
+        self._start(0.0)
         self.next = self._next()
+
+    def _start(self, now: float) -> None:
+        """Let the clients that are there by now send their first requests, as far as there are any left."""
+        starting = self._starting
+        while starting and starting[0] <= now and self.number < len(self._lengths):
+            self._send(starting.popleft())
 
     def _next(self) -> float:
         seen = self._coming[0][0] if self._coming else math.inf
@@ -251,10 +257,15 @@ class Door:
         if self._sending:
             sent, number = self._sending[0]
             seen = min(seen, sent + self._host.request + self._after(number))
+        if self._starting and self.number < len(self._lengths):
+            sent = max(self._starting[0], self._due[self.number])
+            seen = min(seen, sent + self._host.request + self._after(self.number))
         return seen
 
     def answered(self, now: float) -> None:
         """Free a client by an answer: the next request is sent, when it is due."""
+        if self._starting:
+            self._start(now)
         if self.number < len(self._lengths):
             self._send(now)
             self.next = self._next()
@@ -267,6 +278,8 @@ class Door:
 
     def arrived(self, now: float) -> Sequence[Request]:
         """List the requests that the engine sees by now, for the first time."""
+        if self._starting:
+            self._start(now)
         if self._at_work or (self._sending and self._sending[0][0] <= now):
             self._work(now)
         else:

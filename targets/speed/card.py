@@ -59,22 +59,23 @@ def card_of(engine: Engine, gpu: Gpu) -> Card:
         flops={name: rate for name, rate in rates.items() if rate},
         link=_link(gpu),
         wiring=wiring_of(gpu),
+        bridge=gpu.link_bytes_per_s / 2 if gpu.bridge and gpu.link_bytes_per_s else None,
         network=gpu.network,
     )
 
 
 def wiring_of(gpu: Gpu) -> str:
-    """Say how cards of this kind reach each other: `nvlink` (or another maker's links), `pcie` from card to card, `staged` through the
-    host's memory where the driver has no access from card to card (GeForce from Ada on).
+    """Say how more than two cards of this kind reach each other: `nvlink` (or another maker's links), `pcie` from card to card, `staged`
+    through the host's memory where the driver has no access from card to card (GeForce). Two may have a bridge (`Gpu.bridge`).
     """
-    if gpu.link_bytes_per_s:
+    if gpu.link_bytes_per_s and gpu.bridge is None:
         return "nvlink"
     return "staged" if is_geforce(gpu) else "pcie"
 
 
 def _link(gpu: Gpu) -> float:
     """Bytes a second of one direction to the other cards: NVLink and the like, else PCIe."""
-    if gpu.link_bytes_per_s:
+    if gpu.link_bytes_per_s and gpu.bridge is None:
         return gpu.link_bytes_per_s / 2
     found = re.match(r"PCIe (\d)\.\d x(\d+)", gpu.pcie or "")
     return _PCIE_LANE.get(int(found[1]), 1.969e9) * int(found[2]) if found else 16 * 1.969e9

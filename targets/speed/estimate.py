@@ -19,7 +19,7 @@ from targets.quantity import Basis, Quantity
 from targets.speed.card import card_of, generation_of
 from targets.speed.closed_loop import Loop, Means, closed_loop
 from targets.speed.pictures import encoding_s
-from targets.speed.rates import Fitted, Regime, Width, eager, engine_values, fitted_rates, rates_from
+from targets.speed.rates import Fitted, Regime, Width, eager, engine_values, fitted_rates, rates_from, with_templates
 from targets.speed.step import Card, Step, handing_on_seconds, launch_seconds, step_model, unseen_seconds
 from targets.speed.work import Work, work_of
 from targets.workload import Workload
@@ -96,6 +96,7 @@ def asked(
         card, fitted = measured_card(card, profile), _measured(fitted, name, gpu, settings.version, profile)
     if settings.enforce_eager:
         fitted = eager(fitted, name)
+    fitted = replace(fitted, rates=with_templates(fitted.rates, ir.architecture))
     encoding = encoding_s(ir, card, fitted.rates, workload, settings.parallel.tp)
     if encoding:
         fitted = replace(fitted, rates=replace(fitted.rates, host_s=fitted.rates.host_s + encoding))

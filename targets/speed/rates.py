@@ -193,6 +193,7 @@ def rates_from(values: Mapping[str, float], generation: str, version: str | None
         occupancy=values["occupancy"],
         graphs=int(values["graphs"]),
         serial_s=values["serial_s"],
+        template_s=values.get("template_s", 0.0) if version in PARSES_TEMPLATES else 0.0,
         workers_s=values["workers_s"],
         first_use_s=values["first_use_s"] if version is None or _minor(version) < WARMED else 0.0,
         sparse_whole=version is not None and _minor(version) < LENGTHS,
@@ -205,6 +206,20 @@ ASYNCHRONOUS = 14.0
 #: The first version in which a published run of a model with recurrent layers shows no compilation at its first prompts (0.20.0; which one
 #: began to compile them at the start is not known).
 WARMED = 20.0
+
+
+#: Versions that parse a chat's template anew for each request to find what it names (`resolve_chat_template_kwargs` in
+#: `entrypoints/chat_utils.py`; 0.10.2 has no such step, 0.12.0 keeps the answer).
+PARSES_TEMPLATES = ("0.11.0", "0.11")
+#: Whose chats are written without a template (`entrypoints/harmony_utils.py`).
+_HARMONY = "GptOssForCausalLM"
+
+
+def with_templates(rates: Rates, architecture: str) -> Rates:
+    """Return the rates of a server that is asked chats: its one thread parses the model's template for each, where the version does."""
+    if not rates.template_s or architecture == _HARMONY:
+        return rates
+    return replace(rates, serial_s=rates.serial_s + rates.template_s, template_s=0.0)
 
 
 #: A version that tells the kernel of sparse attention how many tokens were chosen (`topk_length`, read in 0.32; 0.11 to 0.18 do not).

@@ -29,7 +29,7 @@ class Card:
     """What a step needs of a card: bytes a second, operations a second by arithmetic, bytes a second of one direction of its
     link to the others, and the kind of that link (`targets.speed.card.wiring_of`). `kernel`: which kernel the engine runs for a
     format on it. `capability`: CUDA compute capability or what another maker's card is like; 0 for a processor. `network`: what is
-    between machines, where cards are of several.
+    between machines, where cards are of several. `bridge`: bytes a second of one direction of a bridge that joins two, where there is one.
     """
 
     kernel: Callable[[Format], Kernel]
@@ -39,6 +39,7 @@ class Card:
     link: float
     wiring: str
     network: Network | None = None
+    bridge: float | None = None
 
     def rate(self, arithmetic: str) -> float:
         """Return operations a second; the 16-bit rate where the card has no faster one."""
@@ -71,7 +72,8 @@ class Rates:
     Seconds: `layer_s` per layer, `expert_layer_s` more where experts are routed, `recurrent_layer_s` where a state is kept,
     `kernel_layer_s` more per layer by kernel family (quantizing activations, unpacking), `step_s` per step, `sequence_s` per running
     sequence and step, `token_s` per prompt token and layer at a width of 4,096 (what is neither matrix nor attention). `links`: by kind.
-    Of the host, before the first token: `host_s` a request, `serial_s` of a thread in turns, `host_token_s` a prompt's token,
+    Of the host, before the first token: `host_s` a request, `serial_s` of a thread in turns, `template_s` more where it parses the template
+    of a chat each time, `host_token_s` a prompt's token,
     `workers_s` a request more where cards are several, whose workers are processes of their own. `first_use_s`: what the first prompts
     after a start may wait for kernels of recurrent layers to be compiled. `launch_layer_s`: of the host, to launch a layer's kernels one by
     one, where no CUDA graph does it (eager): no step is shorter, however fast the card is; 0 with graphs. `sparse_whole`: the kernel of
@@ -108,6 +110,7 @@ class Rates:
     serial_s: float
     workers_s: float
     first_use_s: float
+    template_s: float = 0.0
     launch_layer_s: float = 0.0
     sparse_whole: bool = False
 
@@ -194,7 +197,8 @@ def step_model(work: Work, card: Card, rates: Rates, tp: int = 1, sharing: int =
 
 def _all_reduce_s(card: Card, rates: Rates, moved: float, cards: int) -> float:
     """Seconds of an all-reduce; a ring over several machines is as slow as the network between two of them."""
-    inside, network = rates.links[card.wiring].all_reduce_s(moved, card.link, cards), card.network
+    kind, link = ("nvlink", card.bridge) if card.bridge and cards == 2 else (card.wiring, card.link)
+    inside, network = rates.links[kind].all_reduce_s(moved, link, cards), card.network
     if network is None or cards <= network.cards:
         return inside
     return max(inside, moved / network.bytes_per_s) + 2 * (math.ceil(cards / network.cards) - 1) * network.latency_s

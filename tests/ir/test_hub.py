@@ -18,7 +18,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     from huggingface_hub import constants
 
     folder = write(tmp_path / "repository", shards=2)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("TIGHTFIT_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
@@ -56,9 +56,11 @@ def test_what_was_read_serves_again_without_the_network(hub: Hub, monkeypatch: p
     assert len(hub.requests) == before
 
 
-@pytest.mark.parametrize("variable", ["XDG_CACHE_HOME", "HF_ENDPOINT"])
+@pytest.mark.parametrize("variable", ["TIGHTFIT_HOME", "XDG_CACHE_HOME", "HF_ENDPOINT"])
 def test_a_place_that_no_folder_can_have_is_no_traceback(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    if variable == "XDG_CACHE_HOME":
+        monkeypatch.delenv("TIGHTFIT_HOME")
     monkeypatch.setenv(variable, "https://" + "9" * 300)
     with pytest.raises(InputError):
         open_model("nobody/nothing")
@@ -150,7 +152,7 @@ def test_a_download_with_a_wrong_hash_is_thrown_away(hub: Hub, tmp_path: Path) -
     source = open_model("acme/tiny")
     folder = source.materialize(tmp_path)
     blob = sorted(folder.glob("*.safetensors"))[0].resolve()
-    for mark in (tmp_path / "cache" / "tightfit" / "verified").iterdir():
+    for mark in (tmp_path / "cache" / "verified").iterdir():
         mark.unlink()
     data = bytearray(blob.read_bytes())
     data[-1] ^= 1

@@ -238,6 +238,11 @@ def test_check_and_plan_need_the_same_cache(load: str, sequences: int | None) ->
     [
         (["--context", "1000", "--input-tokens", "900", "--output-tokens", "200"], "900 + 200 tokens exceed the context of 1,000"),
         (["--burstiness", "0.5"], "--burstiness is of requests that arrive at a rate"),
+        (["--ramp-up-strategy", "linear", "--ramp-up-start-rps", "1"], "a ramp takes --ramp-up-strategy, --ramp-up-start-rps and"),
+        (["--ramp-up-strategy", "steep", "--ramp-up-start-rps", "1", "--ramp-up-end-rps", "9"], "'steep' is not known"),
+        (["--ramp-up-strategy", "linear", "--ramp-up-start-rps", "9", "--ramp-up-end-rps", "1"], "from 9 requests a second to 1 a second"),
+        (["--ramp-up-strategy", "linear", "--request-rate", "4"], "both say how many requests come a second"),
+        (["--concurrency-ramp-duration", "30", "--request-rate", "4"], "is of clients that wait for answers"),
     ],
 )  # fmt: skip
 def test_check_refuses_what_contradicts_itself(options: list[str], said: str) -> None:

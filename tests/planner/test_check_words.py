@@ -495,6 +495,34 @@ def test_lengths_of_requests_that_arrive_are_alike_where_that_is_said(optimize: 
     assert code == 2 and "--input-tokens" in err
 
 
+def test_a_load_that_grows_is_told_and_is_another_one(optimize: Any) -> None:
+    asked = (
+        "--gpu",
+        "H100",
+        "--model",
+        "Qwen/Qwen3-0.6B",
+        "--input-tokens",
+        2000,
+        "--output-tokens",
+        100,
+        "--num-prompts",
+        64,
+    )
+    ramp = ("--ramp-up-strategy", "exponential", "--ramp-up-start-rps", 1, "--ramp-up-end-rps", 64)
+    waiting = ("--max-concurrency", 16)
+    told = {
+        name: check(optimize, *asked, *load)[1]
+        for name, load in {
+            "rate": ("--request-rate", 64), "ramp": ramp, "clients": waiting,
+            "one by one": (*waiting, "--concurrency-ramp-duration", 8),
+        }.items()
+    }  # fmt: skip
+    first = {name: each["speed"]["ttft_ms"]["value"] for name, each in told.items()}
+    assert first["ramp"] < first["rate"] and first["one by one"] < first["clients"]
+    assert "the rate grows exponentially from 1 to 64 requests a second" in told["ramp"]["notes"]
+    assert "clients come one after the other, the last after 8 s" in told["one by one"]["notes"]
+
+
 @pytest.mark.parametrize("said", ["0", "-1", "fast", "10 km"])
 def test_what_is_no_rate_says_how_to_write_one(optimize: Any, said: str) -> None:
     code, _, err = optimize("check", "--gpu", "H100", "--model", "Qwen/Qwen3-0.6B", "--request-rate", said)

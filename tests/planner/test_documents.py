@@ -17,8 +17,9 @@ from planner.documents.schema import schema
 from planner.fleet import Fleet, Member
 from planner.plan import codec
 from planner.plan.codec import to_json, upgraded
+from planner.plan.document import digest
 from planner.plan.make import plan
-from planner.plan.saved import PLAN, load_plan
+from planner.plan.saved import PLAN, load_plan, read_plan, save
 from planner.verifying.result import FilesReport
 from targets.machine.live import look
 
@@ -114,6 +115,53 @@ def test_a_document_of_a_version_before_is_brought_up_to_date(monkeypatch: pytes
     assert upgraded({"format_version": "1"}, "it") == {"format_version": "3", "new 1": 1, "new 2": 2}
     with pytest.raises(InputError, match="'9', this tightfit reads 1 and 2 and 3"):
         upgraded({"format_version": "9"}, "it")
+
+
+def _of_before(monkeypatch: pytest.MonkeyPatch, folder: Path) -> tuple[Path, Path]:
+    """A plan and a certificate of a version in which two of their keys had other names, in a folder; here is what reads that version."""
+
+    def renamed(document: Mapping[str, Any], names: Mapping[str, str], version: str) -> dict[str, Any]:
+        return {names.get(key, key): value for key, value in document.items()} | {"format_version": version}
+
+    names = {"searched": "candidates", "losses": "errors"}
+    back = {older: newer for newer, older in names.items()}
+    monkeypatch.setattr(codec, "UPGRADES", {"0": lambda document: renamed(document, back, "1")})
+    for name in (PLAN, NAME):
+        document = renamed(json.loads((EARLIER / name).read_text()), names, "0")
+        if "digest" in document:
+            document["digest"] = digest(document)
+        (folder / name).write_text(json.dumps(document))
+    return folder / PLAN, folder / NAME
+
+
+def test_documents_of_the_version_before_are_read_shown_and_saved_as_of_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimize: Any
+) -> None:
+    plan_file, certificate_file = _of_before(monkeypatch, tmp_path)
+    document = load_plan(plan_file)
+    assert document.searched == load_plan(EARLIER / PLAN).searched and document.format_version == "1"
+    assert read_plan(plan_file) == document
+    assert read_certificate(certificate_file) == read_certificate(EARLIER / NAME)
+    save(document, tmp_path / "again.json")
+    assert load_plan(tmp_path / "again.json") == document
+    assert optimize("diff", plan_file, EARLIER / PLAN)[0] == 0
+    code, out, _ = optimize("report", plan_file, "-o", tmp_path / "page.html")
+    assert code == 0 and (tmp_path / "page.html").is_file(), out
+
+
+@pytest.mark.parametrize("command", ["apply", "explain", "diff", "report", "launch", "drift"])
+def test_a_document_of_a_newer_version_is_refused_with_what_to_do(tmp_path: Path, optimize: Any, command: str) -> None:
+    document = json.loads((EARLIER / PLAN).read_text())
+    (tmp_path / "a.plan.json").write_text(json.dumps({"format_version": "2", "picked": document["chosen"]}))
+    further = {
+        "explain": ["why"],
+        "diff": [EARLIER / PLAN],
+        "drift": ["--engine-version", "0.31"],
+        "launch": ["--target", "compose"],
+    }.get(command, [])
+    code, _, said = optimize(command, tmp_path / "a.plan.json", *further)
+    assert code == 2
+    assert "has format '2', this tightfit reads 1" in said and "bring this one up to date" in said, said
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,7 @@ def test_what_a_gguf_file_claims_is_walked_through_only_as_far_as_it_goes(tmp_pa
 
 
 def test_a_proxy_that_no_request_can_name_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TIGHTFIT_HOME", str(tmp_path))
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_ENDPOINT", "HTTPS_PROXY", "no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("https_proxy", "http://pröxy:ä")

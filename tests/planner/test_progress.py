@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from passes.steps.progress import Progress
-from planner.cli.progress import Lines, _bars, left
+from planner.cli.progress import Course, Lines, _bars, left
 
 
 def test_lines_say_step_count_pass_loss_and_what_is_left() -> None:
@@ -41,6 +41,33 @@ def test_what_is_kept_from_before_is_said_in_a_line_of_its_own() -> None:
 def test_what_is_left_after_a_resume_counts_from_there() -> None:
     assert left(Progress("walk", 21, 30, "", 4.0), Progress("walk", 24, 30, "", 16.0)) == ", about 24 s left"
     assert left(Progress("walk", 1, 30, "", 3.0), Progress("walk", 1, 30, "", 3.0)) == ""
+
+
+def test_what_is_left_is_not_said_where_it_has_run_out() -> None:
+    course = Course()
+    for second, done in enumerate((0, 100, 200, 271)):
+        course.note(done, 272, float(second))
+    assert course.left(3.0) is not None and course.left(3.005) is not None
+    assert course.left(4.0) is None and course.left(58.0) is None, "55 s after two were left"
+    slow = Course()
+    for block in range(5):
+        slow.note(block, 30, 10.0 * block)
+    assert (slow.left(40.0), slow.left(47.0)) == (260.0, 253.0)
+    assert Course().left(1.0) is None
+
+
+def test_the_clock_of_a_full_bar_goes_on_until_the_next_step_begins() -> None:
+    now = [0.0]
+    drawn = StringIO()
+    screen = Console(file=drawn, force_terminal=True, width=80, get_time=lambda: now[0])
+    with _bars(screen) as report:
+        for second, event in enumerate(((0, 1), (1, 2), (2, 2))):
+            now[0] = float(second)
+            report(Progress("llmcompressor", *event, "", now[0]))
+        now[0] = 40.0
+        report(Progress("assemble", 0, 1, "", 0.0))
+    tool = [line for line in Text.from_ansi(drawn.getvalue()).plain.splitlines() if "llmcompressor" in line]
+    assert "0:00:40 0:00:00" in tool[-1], tool[-1]
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])

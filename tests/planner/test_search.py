@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from functools import lru_cache
 
 import pytest
@@ -20,18 +20,20 @@ from passes.quantize.format_names import pass_named
 from planner.choice import capacity as cache
 from planner.choice.best_first import best
 from planner.choice.demand import target_gpu, workload_of
-from planner.choice.goals import Goal
+from planner.choice.goals import NO_GOALS, Goal
 from planner.choice.judging.candidate import complete
 from planner.choice.judging.decision import decide
+from planner.choice.judging.judge import Judge
 from planner.choice.search import SearchResult, rule_of, search
 from planner.choice.space.bits import fewest_bits, most_bits
-from planner.choice.space.designs import settings_options, with_whole_experts
+from planner.choice.space.designs import designs, with_whole_experts
 from planner.choice.space.published import description, published_quality
+from planner.choice.space.settings import settings_options
 from planner.choice.verdict import Candidate, GoalResult, Verdict
 from planner.plan.make import plan
 from planner.quality.expected import Quality, expected_quality, growth
 from planner.spec.parse import parse_spec
-from planner.spec.parts.goals import Bands
+from planner.spec.parts.goals import Bands, Goals
 from planner.spec.parts.target import EngineChoice
 from planner.spec.spec import Spec
 from targets.engines.engine import Parallel, Settings, find_engine
@@ -345,6 +347,35 @@ def test_settings_that_buy_room_with_speed_are_taken_where_nothing_else_fits_and
 
 
 @given(st.integers(200, 800), st.integers(200, 800), st.floats(0.2, 5.0))
+@pytest.mark.parametrize("clients", [1, 2, 24])
+def test_a_speed_that_settings_have_in_common_is_each_ones_own(clients: int) -> None:
+    spec = parse_spec(SPEC.format(count=1, goals="decode: 30 tok/s,", prefer="speed"))
+    spec = spec.model_copy(update={"workload": spec.workload.model_copy(update={"concurrency": clients})})
+    ir, gpu, shared = open_model(spec.model).ir, target_gpu(spec), 0
+    judge, load = Judge(spec, ir, gpu), workload_of(spec)
+    for design in designs(spec, ir, gpu, ("vllm",)):
+        verdicts = judge.whole(design)
+        engine = find_engine(design.engine)
+        for v in verdicts:
+            own = replace(load, concurrency=v.capacity.clients)
+            assert v.speed == engine.speed(v.ir, gpu, v.candidate.settings, own, v.memory)
+        shared += len(verdicts) - len({id(v.speed) for v in verdicts})
+    assert shared
+
+
+def test_what_is_weighed_by_without_goals_is_what_a_spec_leaves_out() -> None:
+    def alike(plain: object, part: object) -> None:
+        assert is_dataclass(plain)
+        for field in fields(plain):
+            mine, theirs = getattr(plain, field.name), getattr(part, field.name)
+            if is_dataclass(mine):
+                alike(mine, theirs)
+            else:
+                assert mine == theirs, field.name
+
+    alike(NO_GOALS, Goals())
+
+
 def test_bits_are_solved_to_the_hundredth(limit: int, least: int, bend: float) -> None:
     """For any falling slack, straight or bent, and any threshold."""
 

@@ -95,6 +95,33 @@ def test_all_names_that_stand_for_nothing_are_told_at_once(tmp_path: Path) -> No
     assert caught.value.remedy
 
 
+def test_values_of_a_wrong_kind_and_names_that_stand_for_nothing_are_told_in_one_round(tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text(
+        "modle: x/y\ntarget: { gpu: 4O90, count: two }\nengine: vlm\nworkload: { context: 100, input_tokens: 200 }\n"
+        "goals: { prefer: best }\npasses: { quantize: { formats: [w4a16-g127x], metods: gptq } }\nlaunch: compse\n"
+        "calibration: { dataset: nothere.jsonl, samples: many }\n"
+    )
+    with pytest.raises(InputError) as caught:
+        load_spec(file)
+    said = str(caught.value)
+    for wrong in (
+        "unknown key 'modle'", "'model' is missing", "unknown GPU '4O90'", "target.count: ", "unknown engine 'vlm'", "exceed the context",
+        "goals.prefer: ", "w4a16-g127x", "passes.quantize.metods", "unknown launch target 'compse'", "no text at nothere.jsonl",
+        "calibration.samples: ",
+    ):  # fmt: skip
+        assert said.count(wrong) == 1, (wrong, said)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"target": {}}, {"target": 5}, {"model": {}}, {"passes": [1]}, {"engine": {"nam": 1}}]
+)
+def test_what_cannot_be_looked_at_hides_no_other_name(wrong: dict[str, object]) -> None:
+    with pytest.raises(InputError) as caught:
+        as_spec({"model": "m", "target": {"gpu": "L4"}, "launch": "compse"} | wrong)
+    assert "unknown launch target 'compse'" in str(caught.value) and next(iter(wrong)) in str(caught.value)
+
+
 def test_a_missing_spec_names_the_command_that_writes_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="optimize init"):
         load_spec(tmp_path / "none.yaml")

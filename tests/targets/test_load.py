@@ -80,6 +80,17 @@ def test_requests_that_arrive_by_chance_do_not_wait_for_answers(server: Callable
     assert timing.failed == 0 and timing.load.arrival == "100 a second"
 
 
+def test_clients_come_one_after_the_other(server: Callable[..., Any]) -> None:
+    """Each holds its place from when it comes: the second request of the first client does not wait for the last one to be there."""
+    with server("--gap", "0.01") as served:
+        begun = time.perf_counter()
+        timing = load(served, "fake", replace(_LOAD, ramp_s=6.0))
+        took = time.perf_counter() - begun
+        told = seen(served)
+    assert timing.failed == 0 and len(told["prompts"]) == 12 and told["most"] < 4
+    assert took < 6.0 and timing.load.arrival == "4 at a time, who come over 6 s"
+
+
 def test_what_is_refused_is_counted_and_told(server: Callable[..., Any]) -> None:
     with server("--fail", "3") as served:
         timing = load(served, "fake", _LOAD)

@@ -25,11 +25,12 @@ from targets.simulation.simulate import Host, Run, simulate
 from targets.simulation.step_times import StepTimes
 from targets.speed.estimate import asked
 from targets.speed.step import Step, padded
-from targets.workload import Workload
+from targets.workload import RampUp, Workload
 
 _LENGTHS = list(zip(spread(500, 0.8, 150), spread(150, 0.9, 150, seed=1), strict=True))
 _LOADS = {
-    "closed": closed_loop(24, 150), "burst": burst(150), "rate": poisson(8, 150), "capped": poisson(50, 150, 0.3, at_once=9),
+    "closed": closed_loop(24, 150), "ramp": closed_loop(24, 150, 3.0), "burst": burst(150), "rate": poisson(8, 150),
+    "capped": poisson(50, 150, 0.3, at_once=9),
 }  # fmt: skip
 
 
@@ -133,6 +134,34 @@ def test_a_rate_is_kept_and_its_gaps_are_as_clustered_as_asked() -> None:
     assert poisson(4.0, 10).due == poisson(4.0, 10).due
 
 
+def test_a_rate_grows_as_vllm_lets_it() -> None:
+    """Each gap is drawn at the rate that `benchmarks/serve.py:_get_current_request_rate` gives that request, and none is scaled after."""
+    for strategy, middle in (("linear", 5.5), ("exponential", math.sqrt(10))):
+        ramp = RampUp(strategy, 1.0)
+        assert [ramp.rate(share, 10.0) for share in (0.0, 0.5, 1.0)] == pytest.approx([1.0, middle, 10.0])
+        due = poisson(10.0, 4000, 100.0, ramp_up=ramp).due
+        assert due[-1] == pytest.approx(sum(1 / ramp.rate(number / 3999, 10.0) for number in range(4000)), rel=0.01)
+        assert due[100] / 100 == pytest.approx(1.0, rel=0.1) and (due[-1] - due[-101]) / 100 == pytest.approx(
+            0.1, rel=0.1
+        )
+    each = load_of(Workload(4096, None, 512, 128, rate=8.0, ramp_up=RampUp("linear", 2.0)), 2).arrivals.due
+    assert each[-1] == pytest.approx(500 * math.log(4) / 3, rel=0.1), "a replica has its share of the rate at both ends"
+
+
+def test_clients_that_come_one_after_the_other() -> None:
+    """The first at once, the last after the time that is told, each with its next request as soon as it is answered; who is answered before
+    the last one is there does not wait for it.
+    """
+    load, alike = closed_loop(5, 20, 8.0), [(100, 11)] * 20
+    run = simulate(lambda _: 0.05, Scheduler(Rules(2048, 64), Cache(1000)), load, alike, Host())
+    firsts = [at for at in run.sent if any(at == start for start in load.starts)]
+    assert load.starts == [0.0, 2.0, 4.0, 6.0, 8.0] and load.timed and not closed_loop(5, 20).timed
+    assert firsts[:3] == [0.0, 2.0, 4.0] and run.sent == sorted(run.sent)
+    assert run.sent[1] == pytest.approx(run.done[0]) and run.sent[1] < 2.0
+    together = simulate(lambda _: 0.05, Scheduler(Rules(2048, 64), Cache(1000)), closed_loop(5, 20), alike, Host())
+    assert max(run.sent) > max(together.sent)
+
+
 def test_lengths_have_the_mean_and_the_percentile_that_are_asked() -> None:
     drawn = sorted(lognormal(215, 800, 20_000))
     assert fmean(drawn) == pytest.approx(215, rel=0.03)
@@ -221,9 +250,23 @@ def test_what_arrives_by_chance_is_as_long_as_chats_as_far_as_the_context_leaves
     for lengths, context in ((roomy, 8192), (tight, 460), (none, 401)):
         assert max(prompt + answer for prompt, answer in lengths) <= context
         for told in zip(*lengths, strict=True):
-            assert fmean(told) == pytest.approx(200, rel=0.01) and max(told) <= 5 * 200
+            assert fmean(told) == pytest.approx(200, rel=0.01) and max(told) <= 7 * 200
     assert max(answer for _, answer in roomy) > 3 * 200 and max(answer for _, answer in tight) > 2 * 200
     assert load_of(Workload(8192, 4, 200, 200, requests=8)).lengths == [(200, 200)] * 8
+
+
+def test_chats_are_as_sharegpt_s_are() -> None:
+    """A third of answers has a few words, and the longest of a thousand seven times the mean: what a mean over requests weighs alike."""
+    lengths = load_of(Workload(8192, None, 215, 197, requests=1000, rate=math.inf)).lengths
+    for told, mean, third, median, p95 in zip(
+        zip(*lengths, strict=True), (215, 197), (0.15, 0.2), (0.64, 0.55), (3.04, 3.32), strict=True
+    ):
+        ordered = sorted(told)
+        assert fmean(ordered) == pytest.approx(mean, rel=0.01)
+        assert ordered[333] < third * mean
+        assert ordered[500] == pytest.approx(median * mean, rel=0.05) and ordered[950] == pytest.approx(
+            p95 * mean, rel=0.05
+        )
 
 
 def test_the_host_takes_turns_between_requests_that_come_together() -> None:

@@ -24,7 +24,7 @@ from targets.simulation.simulate import simulate
 from targets.simulation.step_times import StepTimes
 from targets.speed.card import card_of, generation_of, wiring_of
 from targets.speed.estimate import requests_held
-from targets.speed.rates import Regime, fitted_rates
+from targets.speed.rates import Regime, engine_values, fitted_rates, with_templates
 from targets.speed.step import Step, exchange_seconds, handing_on_seconds, step_seconds
 from targets.speed.work import work_of
 from targets.workload import Workload
@@ -364,3 +364,14 @@ def test_stages_are_calibrated_only_as_far_as_rows_have_them() -> None:
     assert stages and {row["tp"] for row in stages} == {1.0}
     bases = [fitted_rates("vllm", "8.9", experts=True, stages=count).basis for count in (1, 2, 4)]
     assert bases == [Basis.CALIBRATED, Basis.CALIBRATED, Basis.ASSUMED]
+
+
+def test_only_a_version_that_parses_templates_anew_has_its_host_do_so() -> None:
+    """0.11.0 does (`resolve_chat_template_kwargs`), but for gpt-oss, whose chats have none; 0.10.2 and 0.12.0 do not."""
+
+    def serial_s(version: str, architecture: str = "Qwen3ForCausalLM") -> float:
+        rates = fitted_rates("vllm", "9.0", version).rates
+        return with_templates(rates, architecture).serial_s
+
+    assert serial_s("0.11.0") == pytest.approx(serial_s("0.12.0") + engine_values("vllm")["template_s"])
+    assert serial_s("0.10.2") == serial_s("0.12.0") == serial_s("0.11.0", "GptOssForCausalLM")

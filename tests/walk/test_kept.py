@@ -216,7 +216,7 @@ def test_a_result_that_cannot_be_read_is_kept_and_an_unfinished_one_is_in_nobody
 def test_the_source_is_evaluated_once_for_all_plans_and_outputs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def made(spec: str, out: str, cache: str) -> tuple[Any, list[int]]:
         """What was measured, and at which block the source's and the result's evaluation began."""
-        monkeypatch.setenv("XDG_CACHE_HOME", str(folder / cache))
+        monkeypatch.setenv("TIGHTFIT_HOME", str(folder / cache))
         began.clear()
         (folder / f"{out}.yaml").write_text(spec)
         certificate = apply(folder / f"{out}.yaml", folder / out).certificate
@@ -235,11 +235,11 @@ def test_the_source_is_evaluated_once_for_all_plans_and_outputs(folder: Path, mo
 
 
 def test_of_kept_evaluations_the_oldest_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TIGHTFIT_HOME", str(tmp_path))
     monkeypatch.setattr(source_states, "_MOST", 2)
     (tmp_path / "states").mkdir()
     (tmp_path / "states" / "00000.safetensors").write_bytes(b"x" * 100)
-    root = tmp_path / "tightfit" / "judged"
+    root = tmp_path / "judged"
     for age, key in enumerate(("a", "b", "c")):
         source_states.keep(key, tmp_path / "states")
         if (root / key).exists():

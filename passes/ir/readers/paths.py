@@ -48,17 +48,17 @@ def own_folder() -> Path:
 
 
 def cache_root() -> Path:
-    """Name the folder where tightfit keeps what it read: `$XDG_CACHE_HOME/tightfit`, by default `~/.cache/tightfit`.
+    """Name the folder where tightfit keeps what it read: `$TIGHTFIT_HOME`, else `$XDG_CACHE_HOME/tightfit`, by default `~/.cache/tightfit`.
 
     Raises InputError where the system cannot even look there: a name that is too long, a folder that may not be read.
     """
-    named = os.environ.get("XDG_CACHE_HOME")
-    root = Path(named) / "tightfit" if named else own_folder()
+    own, caches = os.environ.get("TIGHTFIT_HOME"), os.environ.get("XDG_CACHE_HOME")
+    root = Path(own) if own else Path(caches) / "tightfit" if caches else own_folder()
     try:
         root.is_dir()
     except OSError as error:
         raise InputError(
             f"{str(root)[:80]!r}, where files are kept, cannot be looked at: {error.strerror}",
-            remedy="set XDG_CACHE_HOME to a folder that can be, or leave it out",
+            remedy=f"set {'TIGHTFIT_HOME' if own else 'XDG_CACHE_HOME'} to a folder that can be, or leave it out",
         ) from None
     return root

@@ -7,10 +7,10 @@ from passes.ir.model import ModelIR
 from passes.record import replace
 from planner.choice import capacity as cache
 from planner.choice.demand import workload_of
-from planner.choice.verdict import Candidate, Verdict, judge, missed
+from planner.choice.verdict import Candidate, GoalResult, Verdict, judge, missed
 from planner.quality.expected import Quality
 from planner.spec.spec import Spec
-from targets.engines.engine import find_engine
+from targets.engines.engine import SpeedEstimate, find_engine
 from targets.gpu import Gpu
 from targets.workload import Workload
 
@@ -35,6 +35,15 @@ def complete(spec: Spec, gpu: Gpu, verdict: Verdict) -> Verdict:
     engine, asked, clients = find_engine(verdict.candidate.engine), workload_of(spec), verdict.capacity.clients
     workload = asked if asked.concurrency == clients else replace(asked, concurrency=clients)
     speed = engine.speed(verdict.ir, gpu, verdict.candidate.settings, workload, verdict.memory)
-    goals = tuple(judge(spec.goals, asked, speed, verdict.quality))
+    return _with_speed(spec, verdict, speed, tuple(judge(spec.goals, asked, speed, verdict.quality)))
+
+
+def as_fast(spec: Spec, verdict: Verdict, whole: Verdict) -> Verdict:
+    """Return the verdict completed by the speed of another one's, of the same checkpoint, that is as fast."""
+    assert whole.speed is not None
+    return _with_speed(spec, verdict, whole.speed, whole.goals)
+
+
+def _with_speed(spec: Spec, verdict: Verdict, speed: SpeedEstimate, goals: tuple[GoalResult, ...]) -> Verdict:
     reasons = tuple(dict.fromkeys((*verdict.reasons, *missed(goals, spec.goals.bands))))
     return replace(verdict, speed=speed, goals=goals, reasons=reasons, notes=(*verdict.notes, *speed.notes))

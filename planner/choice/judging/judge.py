@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import TypeAlias
 
@@ -15,7 +15,7 @@ from planner.asked import rewrite
 from planner.choice import capacity as cache
 from planner.choice.demand import target_gpu, workload_of
 from planner.choice.goals import Goal
-from planner.choice.judging.candidate import complete, fitted
+from planner.choice.judging.candidate import as_fast, complete, fitted
 from planner.choice.rule.rule import Rule
 from planner.choice.space.designs import Design
 from planner.choice.space.published import description, published_quality
@@ -25,9 +25,13 @@ from planner.spec.spec import Spec
 from targets.engines.engine import MemoryEstimate, Settings, find_engine
 from targets.gpu import Gpu
 from targets.quantity import Quantity
+from targets.speed.estimate import requests_held
+from targets.speed.rates import is_fitted
 
 #: What a chain makes of a model: its description, what is illegal in that, its quality.
 Made: TypeAlias = tuple[ModelIR, tuple[Reason, ...], Quality]
+#: Where the cache holds so many times the requests that there are, none waits for room, whatever share of it the fit takes to be of use.
+_AMPLE = 2.0
 
 
 class Judge:
@@ -44,6 +48,7 @@ class Judge:
         self._others: dict[Candidate, list[Verdict]] = {}
         self._endless: dict[str, MemoryEstimate] = {}
         self._verdicts: dict[tuple[int, Settings, int | None], tuple[Design, Verdict]] = {}
+        self._paced: dict[Hashable, Verdict] = {}  # by a design's number, which `_verdicts` holds
 
     def __call__(self, design: Design) -> Verdict:
         """The best of a design's candidates by the rule: of those that meet the goals, else the nearest to them."""
@@ -80,7 +85,7 @@ class Judge:
         else:
             verdicts = [self.verdict(design, settings) for settings in design.settings]
             verdicts += self._waiting_at_need(design, verdicts)
-        return [complete(self._spec, self._gpu, verdict) for verdict in verdicts]
+        return [self._complete(design, verdict) for verdict in verdicts]
 
     @property
     def clients(self) -> int:
@@ -222,7 +227,36 @@ class Judge:
         if verdict.reasons:
             return verdict
         bad = missed(judge_quality(spec.goals, quality), spec.goals.bands)
-        return replace(verdict, reasons=bad) if bad else complete(spec, self._gpu, verdict)
+        return replace(verdict, reasons=bad) if bad else self._complete(design, verdict)
+
+    def _complete(self, design: Design, verdict: Verdict) -> Verdict:
+        """A verdict with its speed and every goal judged: once for all settings of a design that are as fast."""
+        if verdict.speed is not None:
+            return verdict
+        pace = self._pace(design, verdict)
+        known = None if pace is None else self._paced.get(pace)
+        if known is not None:
+            return as_fast(self._spec, verdict, known)
+        whole = complete(self._spec, self._gpu, verdict)
+        if pace is not None:
+            self._paced[pace] = whole
+        return whole
+
+    def _pace(self, design: Design, verdict: Verdict) -> Hashable | None:
+        """What of a design's settings its speed depends on where all requests are at work at once, and there is ample cache for them: not
+        how much of the card is taken, nor how many more could be at work. None where that is not so.
+        """
+        engine, settings, clients = find_engine(design.engine), verdict.candidate.settings, verdict.capacity.clients
+        load = self._workload
+        if len(design.settings) == 1 or load.rate is not None or load.trace is not None or not is_fitted(engine.name):
+            return None
+        if load.concurrency != clients:
+            load = replace(load, concurrency=clients)
+        scheduler, each = engine.scheduler(self._gpu, settings, load), clients / settings.parallel.dp
+        if scheduler.sequences < each or requests_held(verdict.memory.kv, load) < _AMPLE * each:
+            return None
+        rest = replace(settings, gpu_memory_utilization=None, max_num_seqs=None)
+        return id(design), rest, scheduler.tokens, clients
 
     def described(self, design: Design) -> Made:
         """Return what all settings of a design have in common, what the engine has against it among the reasons."""

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from passes.record import dataclass
 from planner.choice.capacity import Capacity
+from planner.choice.goals import NO_GOALS
 from planner.choice.question import Outcome, Question
 from planner.choice.rule.rule import Rule
 from planner.choice.verdict import Candidate, Verdict, judge, missed
 from planner.quality.expected import Quality
-from planner.spec.parts.goals import Goals
 from targets.engines.engine import Settings
 from targets.quantity import Quantity
+
+if TYPE_CHECKING:
+    from planner.spec.parts.goals import Goals
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,7 @@ class Asked:
 
 def chosen_of(asked: Sequence[Asked], goals: Goals | None) -> Asked:
     """Return the one that the rule chooses by the formula of questions that differ in settings only; the fewest options count as least."""
-    goals = goals or Goals()
+    goals = goals or cast("Goals", NO_GOALS)
     first = asked[0]
     load = first.outcome.workload
     rule = Rule(goals, first.question.gpu, engine_named=True, decodes=load.decodes)

@@ -11,12 +11,13 @@ from passes.chain import needs_text
 from passes.formats.format import format_named
 from passes.formats.kv_dtypes import cache_bits
 from passes.ir.names import published_of
+from passes.quantize.format_names import pass_named
 from planner.asked import AS_IS, chain_of, rewrite
 from planner.choice.capacity import most_at_once, running_at_once
 from planner.choice.goals import FLOOR
 from planner.choice.mending.trial import Kept, Options, Trial, changed, quality_of
 from planner.choice.question import Outcome, Question
-from planner.choice.space.designs import frugal_settings, subsets
+from planner.choice.space.settings import frugal_settings, subsets
 from planner.quality.expected import expected_quality, growth
 from targets.engines.engine import ENGINE_NAMES, find_engine
 from targets.gpu import Gpu, find_gpu
@@ -161,7 +162,9 @@ def formats(question: Question) -> Iterator[Options]:
 
 def _usual(name: str) -> bool:
     """Whether a format's groups, where it has any, are of the size that most published checkpoints have."""
-    form = format_named(name)
+    step = pass_named(name)
+    # asking other packages for `w8a8-rtn`, which is a method's, would read the metadata of all that are installed
+    form = format_named(name, installed=False) or (step.options().get("storage") if step else None)
     return form is None or form.group_size <= 0 or form.group_size == _USUAL_GROUP
 
 
@@ -215,7 +218,7 @@ def _fewer(question: Question, outcome: Outcome) -> Iterator[Options]:
 
 def _slower(question: Question, outcome: Outcome) -> Iterator[Options]:
     """Fewer requests a second than are served at most, where they come at a rate."""
-    if question.load.rate is None or not outcome.fits:
+    if question.load.rate is None or question.load.ramp_up is not None or not outcome.fits:
         return
     speed = question.engine.speed(outcome.ir, question.gpu, question.settings, outcome.workload, outcome.memory)
     most = speed.capacity_req_s.value if speed.capacity_req_s else question.load.rate

@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from operator import le
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from passes.record import dataclass
-from planner.choice.rule.criteria import Criterion, criteria, making, preferred, restarts, speed
+from planner.choice.rule.criteria import Criterion, criteria, making, preferred, restarts, speed, takes_too_long
 from planner.choice.rule.standing import Standing
 from planner.choice.rule.words import FIGURES, MAKING, MISSES, TOLD, standing_told
 from planner.choice.verdict import Verdict, refusals
-from planner.spec.parts.goals import Goals
 from targets.gpu import Gpu
+
+if TYPE_CHECKING:
+    from planner.spec.parts.goals import Goals
 
 T = TypeVar("T")
 
@@ -151,8 +153,12 @@ class Rule:
             making(v) + restarts(v) / 2, float(v.candidate.settings.parallel.gpus),
             float(v.capacity.waiting), float(len(v.candidate.changed)), self.standing.doubt(v), self.standing.unfit(v),
             float(refusals(v.reasons)), self.standing.missed(v), float(self.standing.archived(v.candidate.engine)),
-            self._preferred.figure(v),
+            self._preferred.figure(v), float(self.takes_too_long(v)),
         )  # fmt: skip
+
+    def takes_too_long(self, v: Verdict) -> bool:
+        """Tell whether making a candidate takes longer than is worth it, so that whatever else meets the goals comes before it."""
+        return takes_too_long(self.goals, self.hours, v)
 
     @cached_property
     def standing(self) -> Standing:
@@ -166,7 +172,7 @@ class Rule:
 
     @cached_property
     def _preferred(self) -> Criterion:
-        return preferred(self.goals)
+        return preferred(self.goals, self.gpu)
 
     def _why(self, chosen: Verdict, decided: Sequence[str]) -> str:
         """One line: what is made of the chosen one, and by what it was told from others: standing, preference, the last two criteria."""

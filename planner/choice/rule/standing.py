@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from passes.errors import ReasonKind
 from passes.record import dataclass
 from planner.choice.goals import FLOOR
 from planner.choice.verdict import Verdict, judge_quality
 from planner.quality.expected import Quality, growth
-from planner.spec.parts.goals import Goals
 from targets.engines.engine import find_engine
+
+if TYPE_CHECKING:
+    from planner.spec.parts.goals import Goals
 
 #: Clients of one person: an engine that nobody maintains, but that is made for one user, may serve so many.
 FEW_CLIENTS = 2

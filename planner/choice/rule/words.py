@@ -15,6 +15,7 @@ MAKING = (
 #: The same, as what is to be done with it.
 MUST = ("takes no work", "must be rounded", "must be calibrated on text", "must be pruned or distilled")
 
+TOO_LONG = "takes longer to make than {:g} h (goals: work_hours)"
 ARCHIVED = "its engine is archived: planned when asked for, or when nothing else serves"
 #: What is said of the chosen one where a criterion told it from others.
 TOLD = {
@@ -22,7 +23,8 @@ TOLD = {
     "maintained": "its engine is maintained",
     "each start": "stored, not rounded at each start",
     "queue": "of those whose clients wait, it answers them soonest for what it loses",
-    "waiting": "no client waits", "fit": "surely fits", "odds": "with the best odds of what is asked", "making": "no other is less to make",
+    "too long to make": "made in time", "waiting": "no client waits", "fit": "surely fits",
+    "odds": "with the best odds of what is asked", "making": "no other is less to make",
     "checked": "how it is stored is checked",
     "changes of the model": "with the fewest changes of the model", "regime": "its engine was measured in this regime",
     "refused": "its engine does not refuse it", "missed": "with the least that is missed",
@@ -34,7 +36,7 @@ TOLD = {
 #: What the Pareto set is over (`Rule._figures`), in words.
 FIGURES = (
     "quality", "one client's speed", "throughput", "memory", "work", "cards", "waiting clients", "changed settings", "odds",
-    "odds of fitting", "refusals", "what is missed", "who maintains the engine", "what is preferred",
+    "odds of fitting", "refusals", "what is missed", "who maintains the engine", "what is preferred", "time to make it",
 )  # fmt: skip
 #: Sizes that differ by no larger share are told without figures.
 _ALIKE = 1e-4

@@ -7,26 +7,23 @@ of widths are *solved for* (`solved`). Checkpoints that others published are can
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import replace
-from typing import Any
 
 from passes.base import Pass
 from passes.errors import InputError
 from passes.ir.model import ModelIR
 from passes.ir.names import Published
 from passes.record import dataclass
-from planner.choice.demand import workload_of
 from planner.choice.space.chains import cache_dtypes, caches, chains
 from planner.choice.space.published import published_checkpoints
+from planner.choice.space.settings import settings_options
 from planner.choice.space.solved import solved
-from planner.spec.parts.target import EngineChoice, EngineSettings, Target
+from planner.spec.parts.target import EngineChoice, Target
 from planner.spec.spec import Spec
-from targets.engines.engine import ENGINE_NAMES, Engine, Parallel, Settings, find_engine
+from targets.engines.engine import ENGINE_NAMES, Parallel, Settings, find_engine
 from targets.gpu import Gpu
-from targets.workload import Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,33 +101,6 @@ def numbers_of_cards(target: Target) -> Iterable[int]:
     return dict.fromkeys([*powers, count])
 
 
-def settings_options(
-    engine: str, choice: EngineChoice, spec: Spec, gpu: Gpu, parallel: Parallel, *, frugal: bool = False
-) -> tuple[Settings, ...]:
-    """Return the settings that are weighed: as the spec has them, and every subset of the engine's leaner ones; `frugal`: as the spec has
-    them, and those that buy room with speed, none where the engine has none.
-    """
-    base, load, known = _settings(choice, spec, parallel), workload_of(spec), find_engine(engine)
-    if frugal:
-        bought = frugal_settings(known, gpu, base, load)
-        return (base, *(replace(base, **each) for each in bought)) if bought else ()
-    return tuple(replace(base, **each) for each in subsets(known.leaner(gpu, base, load)))
-
-
-def frugal_settings(engine: Engine, gpu: Gpu, base: Settings, load: Workload) -> tuple[dict[str, Any], ...]:
-    """Return the changes that are tried where nothing fits: all of an engine's leaner settings, and beside them each subset of those that
-    buy room with speed, the cheapest first.
-    """
-    lean = dict(engine.leaner(gpu, base, load))
-    return tuple(lean | each for each in subsets(engine.frugal(gpu, base, load), fewest=1))
-
-
-def subsets(knobs: Sequence[tuple[str, Any]], fewest: int = 0) -> Iterator[dict[str, Any]]:
-    """Yield every choice of `fewest` settings or more, those of few first."""
-    for size in range(fewest, len(knobs) + 1):
-        yield from (dict(chosen) for chosen in itertools.combinations(knobs, size))
-
-
 def engines(spec: Spec, gpu: Gpu) -> Iterator[tuple[str, EngineChoice]]:
     """Yield the engines that are weighed. Raises InputError for an unknown name."""
     if isinstance(spec.engine, EngineChoice):
@@ -156,12 +126,3 @@ def nothing_to_weigh(spec: Spec, gpu: Gpu) -> InputError:
         f"nothing is left to weigh: no format of `passes: quantize:` is one of {' or '.join(names)}, by a method that is named there",
         remedy="name other formats or methods, or `dense: true` to weigh the model as it is",
     )
-
-
-def _settings(choice: EngineChoice, spec: Spec, parallel: Parallel) -> Settings:
-    s: EngineSettings = choice.settings
-    return Settings(
-        version=choice.version, parallel=parallel, gpu_memory_utilization=s.gpu_memory_utilization,
-        max_num_seqs=s.max_num_seqs, max_num_batched_tokens=s.max_num_batched_tokens, enforce_eager=s.enforce_eager,
-        block_size=s.block_size, kv_cache_memory_bytes=s.kv_cache_memory, reserve_bytes=spec.target.reserve,
-    )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from passes.base import NATIVE, Pass
 from passes.errors import InputError
@@ -13,8 +14,10 @@ from passes.ir.names import Published, find, published_of, released_so
 from passes.ir.sources import described
 from passes.quantize.format_names import pass_named
 from planner.quality.expected import Quality, expected_quality
-from planner.spec.parts.choices import PruneChoice, QuantizeChoice
-from planner.spec.spec import Spec
+
+if TYPE_CHECKING:
+    from planner.spec.parts.choices import QuantizeChoice
+    from planner.spec.spec import Spec
 
 
 def published_checkpoints(spec: Spec, ir: ModelIR) -> Iterator[tuple[Published, ModelIR]]:
@@ -23,6 +26,8 @@ def published_checkpoints(spec: Spec, ir: ModelIR) -> Iterator[tuple[Published, 
     None of a model that somebody quantized already, of one that is not named but lies in a folder, and where the spec has something made of
     it: pruning, or weights by an outside tool.
     """
+    from planner.spec.parts.choices import PruneChoice  # a check asks for descriptions, without a spec
+
     choice, match = spec.passes.quantize, find(spec.model)
     if choice == "forbid" or not as_released(ir) or match is None or ir.name not in (match.id, spec.model):
         return

@@ -25,6 +25,7 @@ class PortableTarget:
     nodes: int | None = None
     max: int | None = None
     network_gb_s: float | None = None
+    bridge: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,8 @@ class PortableWorkload:
     rate: str | None = None
     burstiness: float = 1.0
     max_concurrency: int | None = None
+    ramp_up: Mapping[str, str] | None = None
+    concurrency_ramp: str | None = None
     shared_prefix: int | str = 0
     trace: str | None = None
 

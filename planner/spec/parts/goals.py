@@ -6,6 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
+from planner.choice.goals import NO_GOALS
 from planner.spec.parts.values import Rate, Seconds, Share, Strict
 
 
@@ -50,11 +51,11 @@ class QualityGoal(Strict):
 class Bands(Strict):
     """Gains that are worth neither work nor risk: differences up to so much are ties (docs/choosing.md)."""
 
-    speed: Share = 0.05
+    speed: Share = NO_GOALS.bands.speed
     """Of a rate, a time, a KL divergence, or of the longest context."""
-    quality: Share = 0.005
+    quality: Share = NO_GOALS.bands.quality
     """Growth of perplexity, in points."""
-    memory: Share = 0.02
+    memory: Share = NO_GOALS.bands.memory
     """Of the size of the weights, and of the card."""
 
 
@@ -80,12 +81,14 @@ class Goals(Strict):
     """How much worse the result may be; left out: whatever it loses."""
     prefer: Preference = "quality"
     """`speed`: one client's tokens a second; `throughput`: those of all together; `cost`: the fewest seconds of a card a token."""
-    confidence: Annotated[Share, Field(gt=0, lt=1)] = 0.8
+    confidence: Annotated[Share, Field(gt=0, lt=1)] = NO_GOALS.confidence
     """How likely each goal must be met for a plan to be chosen before those that are less likely to."""
-    fit_confidence: Annotated[Share, Field(gt=0, lt=1)] = 0.95
+    fit_confidence: Annotated[Share, Field(gt=0, lt=1)] = NO_GOALS.fit_confidence
     """The same for fitting the card."""
     bands: Bands = Bands()
     """Which gains are worth neither work nor risk."""
+    work_hours: Annotated[float, Field(gt=0)] = 48.0
+    """Hours that making it may take: what takes longer is chosen only where nothing else stands as well, and the plan says so first."""
 
     @field_validator("decode", "throughput", mode="before")
     @classmethod

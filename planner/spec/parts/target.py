@@ -70,6 +70,8 @@ class Target(Strict):
     """Machines that the cards are in; left out: one for every eight cards. Tensor parallelism stays inside a machine."""
     network_gb_s: Positive | None = None
     """Gigabytes a second of one direction of a machine's network (eight times 400 Gb/s are 400); left out: 12.5, of 100 Gb/s Ethernet."""
+    bridge: bool = False
+    """Whether pairs of cards have the NVLink bridge that is bought apart (RTX 3090, RTX A6000, A100 PCIe); else they speak over PCIe."""
     reserve: Bytes = 0
     """Memory to keep free on each card, for a desktop or other processes."""
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
 from passes.ir.fields import LARGEST
-from planner.spec.parts.values import Arrivals, Count, Positive, Share, Strict, Tokens
+from planner.spec.parts.values import Arrivals, Count, Positive, Seconds, Share, Strict, Tokens
 from planner.spec.trace import read_trace
-from targets.workload import Workload
+from targets.workload import RampUp, Workload
 
 
 class Length(Strict):
@@ -57,6 +58,15 @@ class Images(Strict):
     cached as the text is."""
 
 
+class RateRamp(Strict):
+    """How a rate grows, from one request to the next."""
+
+    strategy: Literal["linear", "exponential"] = "linear"
+    """By as many requests a second each time, or by the same share."""
+    start: Arrivals
+    """The rate at the first request; `rate` is that at the last."""
+
+
 class WorkloadSpec(Strict):
     """What is asked of the served model."""
 
@@ -80,6 +90,11 @@ class WorkloadSpec(Strict):
     """Of a rate: 1 is Poisson, less comes in clusters (as `vllm bench serve` has it)."""
     max_concurrency: Count | None = None
     """With a rate: how many may be unanswered before the next is sent."""
+    ramp_up: RateRamp | None = None
+    """Of a rate that grows (`vllm bench serve --ramp-up-strategy`): `{ strategy: linear, start: 1/s }`."""
+    concurrency_ramp: Seconds | None = None
+    """Of clients that come one after the other: how long until the last one is there (AIPerf's `--concurrency-ramp-duration`). Left out:
+    all start at once."""
     shared_prefix: Annotated[int, Field(ge=0, le=LARGEST, strict=True)] | Share = 0
     """Tokens that all prompts begin with, or their share of the mean prompt (`40%`): computed and cached once."""
     trace: str | None = None
@@ -114,7 +129,8 @@ class WorkloadSpec(Strict):
         shared = self.shared_prefix
         workload = Workload(
             self.context, clients, prompt.mean, answer.mean, prompt.p95, answer.p95, self.requests, self.rate, self.burstiness,
-            self.max_concurrency, round(shared * prompt.mean) if isinstance(shared, float) else shared,
+            self.max_concurrency, RampUp(self.ramp_up.strategy, self.ramp_up.start) if self.ramp_up else None, self.concurrency_ramp or 0.0,
+            round(shared * prompt.mean) if isinstance(shared, float) else shared,
             pictures=self.images.count if self.images else 0, picture_tokens=self.images.tokens if self.images else 0,
         )  # fmt: skip
         return workload if self.trace is None else workload.replaying(read_trace(self.trace))
@@ -145,6 +161,14 @@ class WorkloadSpec(Strict):
             raise ValueError(f"{parts} = {longest}{said} exceed the context of {self.context}")
         if self.rate is None and (self.max_concurrency or self.burstiness != 1.0):
             raise ValueError("max_concurrency and burstiness are of a rate: name one (rate: 4/s), or use concurrency")
+        if self.ramp_up is not None and not (self.rate is not None and self.ramp_up.start <= self.rate < math.inf):
+            raise ValueError(
+                "ramp_up says how a rate grows: name the one that it ends at (rate: 10/s), no less than its start"
+            )
+        if self.concurrency_ramp is not None and self.arrives:
+            raise ValueError(
+                "concurrency_ramp is of clients that wait for answers, and these requests arrive: keep one"
+            )
         if self.rate is not None and self.trace is not None:
             raise ValueError("a trace says itself when its requests come: name it or a rate, not both")
         if isinstance(self.shared_prefix, float) and self.shared_prefix > 1:

@@ -41,7 +41,11 @@ class VllmVerifier(ServerVerifier):
         return installed_vllm(python)
 
     def press(self, served: Served, name: str, request: VerifyRequest) -> tuple[LoadTiming, tuple[str, ...]]:
-        """Run `vllm bench serve`; where it does not run, our own client, with a note that says why."""
+        """Run `vllm bench serve`; where it does not run, our own client, with a note that says why. It has no word for clients that come
+        one after the other.
+        """
+        if request.load.ramp_s:
+            return super().press(served, name, request)
         found = bench_serve(request.python, served, name, request)
         if isinstance(found, LoadTiming):
             return found, ()

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from passes.errors import InputError, Reason, unknown_name
@@ -47,7 +47,7 @@ class Key:
 @lru_cache(maxsize=1)
 def _configs() -> dict[str, dict[str, Key]]:
     """The keys of each configuration, by flag and by the keys above (`compilation-config.pass_config`)."""
-    text = files("targets.engines.vllm.arguments").joinpath("configs.jsonl").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("configs.jsonl").read_text(encoding="utf-8")
     found: dict[str, dict[str, Key]] = {}
     for row in map(json.loads, text.splitlines()):
         key = Key(tuple(row.get("types", ())), tuple(row.get("choices", ())), row.get("since"), row.get("until"))

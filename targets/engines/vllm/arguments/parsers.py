@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from passes.errors import Reason, unknown_name
@@ -43,7 +43,7 @@ class Parser:
 @lru_cache(maxsize=1)
 def _parsers() -> dict[str, dict[str, Parser]]:
     """Parsers by flag and name."""
-    text = files("targets.engines.vllm.arguments").joinpath("parsers.jsonl").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("parsers.jsonl").read_text(encoding="utf-8")
     found: dict[str, dict[str, Parser]] = {}
     for row in map(json.loads, text.splitlines()):
         told = Parser(row.get("lacking"), row.get("since"), row.get("until"), row.get("gone"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from functools import lru_cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from passes.errors import InputError, unknown_name
@@ -71,7 +71,7 @@ _OF_SERVER = {"options", "Frontend"}
 @lru_cache(maxsize=1)
 def _index() -> tuple[dict[str, Flag], dict[str, str]]:
     """The flags by name, and names by every other spelling, dashes included."""
-    text = files("targets.engines.vllm.arguments").joinpath("flags.jsonl").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("flags.jsonl").read_text(encoding="utf-8")
     flags: dict[str, Flag] = {}
     spelled = dict(_ALSO)
     for row in map(json.loads, text.splitlines()):

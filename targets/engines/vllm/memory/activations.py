@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from passes.ir.architectures.config import Config
@@ -98,9 +98,7 @@ class Profile:
 @lru_cache(maxsize=1)
 def fit() -> dict[str, Any]:
     """Return the fitted coefficients."""
-    data: dict[str, Any] = json.loads(
-        files("targets.engines.vllm.memory").joinpath("memory_fit.json").read_text(encoding="utf-8")
-    )
+    data: dict[str, Any] = json.loads(Path(__file__).with_name("memory_fit.json").read_text(encoding="utf-8"))
     return data
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 
 from passes.errors import Reason
 from passes.ir.model import ModelIR
@@ -32,7 +32,7 @@ class _Registries:
 
 @cache
 def _registries() -> _Registries:
-    text = files("targets.engines.vllm.rules").joinpath("architectures.json").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("architectures.json").read_text(encoding="utf-8")
     table = json.loads(text)
     changes = {
         name: tuple((parse_version(since), how) for since, how in listed)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 
 from benchmarks.prune_distill.bench import Bench, Figure, Line, grown, lines, ratio
-from benchmarks.prune_distill.prune import CHOSEN, narrower
+from benchmarks.prune_distill.prune import narrower
 from passes import chain
 from passes.algorithms.learned.rounding import Tuning
 from passes.blocks.decoded_weights import decoded_model
@@ -51,8 +51,10 @@ def recovery(bench: Bench) -> Iterator[Line]:
 
 def narrowed(bench: Bench) -> Iterator[Line]:
     """Yield what a budget of distillation takes back of the narrower model, whose matrices have made up for what is gone."""
-    before = narrower(bench, CHOSEN, compensate=True)
-    yield from _taken_back(bench, f"a fifth narrower by {CHOSEN}, compensated", before, bench.subject.narrowed)
+    before = narrower(bench, bench.subject.chosen, compensate=True)
+    yield from _taken_back(
+        bench, f"a fifth narrower by {bench.subject.chosen}, compensated", before, bench.subject.narrowed
+    )
 
 
 def _taken_back(bench: Bench, cut: str, before: DenseModel, plan: Distill) -> Iterator[Line]:

@@ -10,8 +10,8 @@ from benchmarks.prune_distill.bench import Bench, Line, grown, growth, lines, ra
 from passes.blocks.dense_model import DenseModel
 from passes.prune.width import WidthPrune
 
-#: What looks at no text, which the others are held against; what lost least in trials when the others made up for it (docs/quantization.md).
-_BLIND, CHOSEN = ("magnitude", "random"), "fisher"
+#: What looks at no text, which the others are held against.
+_BLIND = ("magnitude", "random")
 
 
 def narrower(bench: Bench, importance: str, *, compensate: bool) -> DenseModel:
@@ -32,20 +32,22 @@ def importance(bench: Bench) -> Iterator[Line]:
     for name in bench.subject.importances:
         raw[name] = rises(bench, name, compensate=False)
         yield from lines(f"cut by {name}: perplexity grows by", "%", {text: grown(r) for text, r in raw[name].items()})
+    chosen = bench.subject.chosen
     for blind in _BLIND:
-        figures = {text: ratio(found, raw[blind][text]) for text, found in raw[CHOSEN].items()}
-        yield from lines(f"cut by {CHOSEN} over cut by {blind}", "of the rise", figures, 0.8)
+        figures = {text: ratio(found, raw[blind][text]) for text, found in raw[chosen].items()}
+        yield from lines(f"cut by {chosen} over cut by {blind}", "of the rise", figures, 0.8)
 
 
 def compensation(bench: Bench) -> Iterator[Line]:
     """Yield what is left of that when the others make up for what is gone."""
-    made_up = rises(bench, CHOSEN, compensate=True)
+    chosen = bench.subject.chosen
+    made_up = rises(bench, chosen, compensate=True)
     figures = {text: grown(found) for text, found in made_up.items()}
-    yield from lines(f"by {CHOSEN}, compensated: perplexity grows by", "%", figures)
+    yield from lines(f"by {chosen}, compensated: perplexity grows by", "%", figures)
     raw = {name: rises(bench, name, compensate=False) for name in bench.subject.importances}
-    figures = {text: ratio(found, raw[CHOSEN][text]) for text, found in made_up.items()}
-    yield from lines(f"by {CHOSEN}, compensated, over cut by {CHOSEN}", "of the rise", figures, 0.5)
+    figures = {text: ratio(found, raw[chosen][text]) for text, found in made_up.items()}
+    yield from lines(f"by {chosen}, compensated, over cut by {chosen}", "of the rise", figures, 0.5)
     for text, found in made_up.items():
         best = min(raw, key=lambda name: growth(raw[name][text]))
-        name = f"by {CHOSEN}, compensated, over the best cut (by {best}), on {text}"
+        name = f"by {chosen}, compensated, over the best cut (by {best}), on {text}"
         yield Line(name, ratio(found, raw[best][text]), "of the rise", 0.5)

@@ -8,7 +8,7 @@ memoisation key. Its descriptive half (`illegal`, `tensors`, `bytes`) is pure ar
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from enum import StrEnum
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, Self
@@ -236,6 +236,20 @@ class Format(ABC):
     def with_scales_in(self, dtype: str) -> Format:
         """Return the format with its scales in a dtype (safetensors' spelling), where it leaves that open."""
         return self
+
+    def stored_under(self, names: Iterable[str]) -> Format:
+        """Return the format as a matrix has it whose tensors have these names, where it leaves some out."""
+        return self
+
+    @property
+    def layout_name(self) -> str:
+        """What its publisher calls its layout; empty where it is nobody's own."""
+        return ""
+
+    @property
+    def told(self) -> str:
+        """The publisher's layout that a config says it is, where its tensors are not those of that; else empty."""
+        return ""
 
     @property
     def grid(self) -> Grid | None:

@@ -8,7 +8,8 @@ down each column, rows in original order; `qzeros` I32 `[G, N·b/32]`, the same 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from passes.errors import Reason
@@ -48,6 +49,10 @@ class Gptq(Format):
         marks = match[3].split("-")
         version = 2 if "v2" in marks else 1
         return cls(int(match[1]), group_size(match[2]), "asym" not in marks, "act" in marks, version)
+
+    def stored_under(self, names: Iterable[str]) -> Gptq:
+        """Return it with `g_idx` or without."""
+        return replace(self, indexed=any(name.endswith(".g_idx") for name in names))
 
     @property
     def label(self) -> str:

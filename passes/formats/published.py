@@ -268,6 +268,11 @@ class Published(Format):
         return self.layout
 
     @property
+    def layout_name(self) -> str:
+        """The layout."""
+        return self.layout
+
+    @property
     def block(self) -> tuple[int, int] | None:
         """The square blocks of `fp8-block`."""
         return (self.group, self.group) if self.layout == "fp8-block" else None

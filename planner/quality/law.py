@@ -175,7 +175,7 @@ def _upper(upper: float, deviation: float, cause: Rounding, traits: Traits) -> f
             upper = min(upper, loss(replace(traits, size_b=float(size)), cause).high - floor)
     upper *= math.exp(deviation)
     worse = (loss(traits, replace(cause, method=method)).high - floor for method in beaten(cause.method))
-    return min((upper, *worse))
+    return min(upper, min(worse, default=math.inf))
 
 
 #: Sizes in 10^9 weights below which a range ends, its name, and its middle, which is a size where slopes in size change too.

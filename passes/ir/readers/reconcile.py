@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from passes.formats.dense import Dense
 from passes.formats.format import Format
-from passes.formats.gptq import Gptq
 from passes.formats.opaque import OpaqueFormat
-from passes.formats.published import Published
 from passes.formats.tensor import Tensor
 from passes.ir.architectures.config import not_understood
 from passes.ir.model import Block, Linear, ModelIR, Role, Stack, untied_head
@@ -133,10 +131,8 @@ class Reader:
                 f"{next(iter(held))!r} is of {next(iter(held.values())).dtype}, and config.json names no quantization",
             )
         parts = tuple(sorted((t.name[len(module) + 1 :], t.dtype, t.shape) for t in held.values()))
-        told = declared.label if isinstance(declared, Published) else ""
-        return OpaqueFormat(
-            self.ir.quant_method, rows, linear.in_features, parts, told=told
-        ), bias.dtype if bias else None
+        found = OpaqueFormat(self.ir.quant_method, rows, linear.in_features, parts, told=declared.layout_name)
+        return found, bias.dtype if bias else None
 
     def block(self, prefix: str, block: Block) -> Block:
         """Read a layer as the headers store it, KV scales among its tensors."""
@@ -170,14 +166,13 @@ class Reader:
         return any(name.startswith(prefixes) for name in self.left)
 
 
-def with_dtypes(storage: Format, tensors: Iterable[Tensor]) -> Format:
+def with_dtypes(storage: Format, tensors: Collection[Tensor]) -> Format:
     """Put the scales of a declared format in the dtype that the checkpoint stores them in; GPTQ's has `g_idx` or not."""
-    if isinstance(storage, Gptq):
-        storage = replace(storage, indexed=any(tensor.name.endswith(".g_idx") for tensor in tensors))
     scales = [
         t.dtype for t in tensors if t.name.endswith((".weight_scale", ".weight_scale_inv")) and t.dtype in _FLOATS
     ]
-    return storage.with_scales_in(scales[0]) if scales else storage
+    stored = storage.stored_under(tensor.name for tensor in tensors)
+    return stored.with_scales_in(scales[0]) if scales else stored
 
 
 def reconcile(ir: ModelIR, tensors: Mapping[str, Tensor]) -> ModelIR:

@@ -11,7 +11,6 @@ from functools import lru_cache
 
 from passes.errors import Reason
 from passes.formats.format import Format
-from passes.formats.opaque import OpaqueFormat
 from passes.record import dataclass
 from targets.engines.vllm.rules.versions import ALWAYS, NEVER, Rules, Version, at_version, said
 
@@ -101,7 +100,7 @@ _METHODS: Mapping[str, Method] = {
 def method_of(form: Format, source: str | None) -> Method | None:
     """Return how vLLM reads a format, in a checkpoint of this `quant_method`; None where it does not."""
     own, kernel = form.engine_name, form.kernel.value
-    if isinstance(form, OpaqueFormat) and form.told:
+    if form.told:
         if not any(form.told.startswith(key.rpartition("/")[2]) for key in _METHODS):
             return None
         own = form.told if any(f"{source}/{form.told}".startswith(key) for key in _keys(True)) else own
@@ -132,8 +131,7 @@ def method_reasons(
     method = method_of(form, source)
     if method is None:
         remedy = "an ExLlama engine" if "exl" in form.label else "the dense model, or another format of it"
-        label = (isinstance(form, OpaqueFormat) and form.told) or form.label
-        yield Reason(f"{form.kind}_not_in_vllm", f"vLLM does not read {label} checkpoints", remedy)
+        yield Reason(f"{form.kind}_not_in_vllm", f"vLLM does not read {form.told or form.label} checkpoints", remedy)
         return
     first, newest = method.least[0][0], at_version(method.least, rules.version)
     if method is _NOT_READ:

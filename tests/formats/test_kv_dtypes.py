@@ -25,5 +25,7 @@ def test_names_stand_for_one_type_each():
 
 
 def test_bits_hold_the_scales():
-    assert [cache_bits(name) for name in NAMES] == [16, 8, 8, 8.5, 6.5, 4.5, 16, 16, 8, 8, 4, 4.5, 4.5]
+    assert [cache_bits(name) for name in NAMES] == [
+        16, 8, 8, 8.5, 6.5, 4.5, 16, 16, 8, 8, 4, 4.5, 4.5, 8, 4.5,
+    ]  # fmt: skip
     assert cache_bits(OWN, own=32) == cache_bits("q5", own=32) == 32

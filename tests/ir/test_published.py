@@ -163,7 +163,7 @@ def test_an_entry_of_awq_s_list_means_every_name_that_holds_it() -> None:
     {"quant_method": "awq", "version": "marlin"},
     {"quant_method": "hqq", "quant_config": {"nbits": 5}}, {"quant_method": "torchao", "quant_type": "int3_weight_only"},
     {"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "int3", "qscheme": "per_tensor"}}},
-    {"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"},
+    {"quant_method": "modelopt", "quant_algo": "W2A8_AWQ"},
     {"quant_method": "auto-round", "bits": 3, "group_size": 32, "data_type": "nv_fp"},
 ])  # fmt: skip
 def test_what_is_not_understood_is_named(settings: dict[str, Any]) -> None:

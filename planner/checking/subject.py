@@ -314,7 +314,7 @@ def _question(subject: Subject, options: Options, cards: Cards) -> tuple[Questio
     context = options.get("context", subject.context)
     longest = context == -1 or (subject.longest and "context" not in options)
     concurrency, at_once = options.get("concurrency", subject.concurrency), options.get("max_concurrency")
-    if "request_rate" not in options and at_once is not None:
+    if at_once is not None and not {"request_rate", *_RAMP_UP} & options.keys():
         if options.get("concurrency", 0) > at_once:
             message = f"--concurrency {concurrency} and --max-concurrency {at_once} of one closed loop"
             raise InputError(message, remedy="give one of them, or a --request-rate")

@@ -84,6 +84,17 @@ def test_a_file_that_is_cut_off_says_how_much_is_missing(tmp_path: Path) -> None
     assert "goes on where it stopped" in (error.value.remedy or "")
 
 
+def test_a_file_of_the_right_kind_that_ends_in_its_header_is_not_told_that_it_is_of_another(tmp_path: Path) -> None:
+    folder, shortest = write(tmp_path / "model"), tmp_path / "tiny.gguf"
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"model\.safetensors: the header claims [\d,]+ bytes, the file has 100"):
+        open_model(folder)
+    shortest.write_bytes(b"GGUF" + bytes(8))
+    with pytest.raises(InputError, match="only 12 bytes, no GGUF file"):
+        open_model(shortest)
+
+
 def test_a_folder_of_gguf_files_is_told_its_model_not_what_goes_with_one(tmp_path: Path) -> None:
     for name in ("mmproj-F16.gguf", "zebra-00002-of-00002.gguf", "zebra-00001-of-00002.gguf", "imatrix.gguf"):
         (tmp_path / name).touch()

@@ -39,7 +39,9 @@ def strange(first: bytes, where: str, expected: str) -> InputError | None:
     found = next(((what, remedy) for magic, what, remedy in _BEGINNINGS if begins.startswith(magic)), None)
     if found is None:
         found = _otherwise(first[:LOOKED_AT])
-    return found and InputError(f"{where}: {found[0]}, not {expected}", remedy=found[1])
+    if found is None or found[0] == f"a {expected} file":  # the right kind, damaged or cut short
+        return None
+    return InputError(f"{where}: {found[0]}, not {expected}", remedy=found[1])
 
 
 def _otherwise(first: bytes) -> tuple[str, str] | None:

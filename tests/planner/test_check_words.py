@@ -520,7 +520,9 @@ def test_a_load_that_grows_is_told_and_is_another_one(optimize: Any) -> None:
     first = {name: each["speed"]["ttft_ms"]["value"] for name, each in told.items()}
     assert first["ramp"] < first["rate"] and first["one by one"] < first["clients"]
     capped = check(optimize, *asked, *ramp, "--max-concurrency", 1)[1]["speed"]["tpot_ms"]["value"]
-    assert capped < told["ramp"]["speed"]["tpot_ms"]["value"], "what may be unanswered at once is of a rate that grows, too"
+    assert capped < told["ramp"]["speed"]["tpot_ms"]["value"], (
+        "what may be unanswered at once is of a rate that grows, too"
+    )
     assert "the rate grows exponentially from 1 to 64 requests a second" in told["ramp"]["notes"]
     assert "clients come one after the other, the last after 8 s" in told["one by one"]["notes"]
 

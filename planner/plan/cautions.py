@@ -74,8 +74,7 @@ def cautions(spec: Spec, result: SearchResult, verdict: Verdict) -> Iterator[str
             "" if spec.target.network_gb_s else "; between them 12.5 GB/s each are assumed (`target: network_gb_s`)"
         )
         yield f"{parallel.gpus} cards are {machines} machines of {node}: {inside}{network}"
-    if parallel.tp > 1 and result.gpu.bridge is False:
-        yield f"the cards speak over PCIe: an NVLink bridge, which is bought apart, is not assumed of {result.gpu.name} (target: bridge)"
+    yield from _bridge(result.gpu, spec.target.bridge, parallel.tp)
     if not (ends := purpose(verdict.ir)).writes:
         yield f"{verdict.ir.name} writes no text: a request ends with its {ends} after the prompt, so output_tokens has no meaning"
     if verdict.served is not None:
@@ -83,6 +82,16 @@ def cautions(spec: Spec, result: SearchResult, verdict: Verdict) -> Iterator[str
         yield from (told for told in (lengths_told(load), ramp_told(load)) if told is not None)
     yield from _far_apart(spec)
     yield from _chosen_numbers(spec, result, verdict)
+
+
+def _bridge(gpu: Gpu, named: bool, tp: int) -> Iterator[str]:
+    """Say which bridge of two cards is not counted on, or what one that the spec names does not join."""
+    if named and gpu.bridge is None:
+        yield f"{gpu.name} takes no NVLink bridge: `target: bridge` changes nothing"
+    elif tp == 2 and gpu.bridge is False:
+        yield f"the cards speak over PCIe: an NVLink bridge, which is bought apart, is not assumed of {gpu.name} (target: bridge)"
+    elif tp > 2 and gpu.bridge is not None:
+        yield f"the cards speak over PCIe: an NVLink bridge joins two {gpu.name}, not {tp}"
 
 
 def _far_apart(spec: Spec) -> Iterator[str]:

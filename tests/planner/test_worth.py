@@ -73,3 +73,20 @@ def test_the_wider_band_is_of_eight_bits_alone() -> None:
 
     assert (width("fp8", 0.005), width("fp8", 0.002)) == (0.02, 0.002)
     assert width("nvfp4", 0.04) == 0.04
+
+
+@pytest.mark.parametrize(
+    ("size", "target", "said"),
+    [
+        ("14B", "RTX 4090, count: 2, bridge: true", "RTX 4090 takes no NVLink bridge"),
+        ("14B", "RTX 3090, count: 2", "an NVLink bridge, which is bought apart, is not assumed of RTX 3090"),
+        ("14B", "RTX 3090, count: 2, bridge: true", ""),
+        ("32B", "RTX 3090, count: 4, bridge: true", "an NVLink bridge joins two RTX 3090, not 4"),
+    ],
+)
+def test_a_bridge_that_joins_nothing_is_told(size: str, target: str, said: str) -> None:
+    plain = "engine: vllm\npasses: { quantize: forbid }"
+    notes = [
+        note for note in chosen(f"Qwen/Qwen2.5-{size}-Instruct", target, ALONE, "", plain).notes if "bridge" in note
+    ]
+    assert len(notes) == bool(said) and said in "".join(notes)

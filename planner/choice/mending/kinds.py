@@ -162,9 +162,10 @@ def formats(question: Question) -> Iterator[Options]:
 
 def _usual(name: str) -> bool:
     """Whether a format's groups, where it has any, are of the size that most published checkpoints have."""
-    step = pass_named(name)
-    # asking other packages for `w8a8-rtn`, which is a method's, would read the metadata of all that are installed
-    form = format_named(name, installed=False) or (step.options().get("storage") if step else None)
+    form, step = format_named(name, installed=False), pass_named(name)
+    if form is None and step is not None:
+        # other packages are not asked for `w8a8-rtn`, which is a method's: that reads the metadata of all that are installed
+        form = step.options().get("storage")
     return form is None or form.group_size <= 0 or form.group_size == _USUAL_GROUP
 
 

@@ -27,7 +27,7 @@ class RampUp:
     start: float
 
     def rate(self, progress: float, end: float) -> float:
-        """Return requests a second when so large a share of the requests was sent."""
+        """Return the requests a second at which the next is sent when so large a share of them was."""
         if self.strategy == "exponential":
             return self.start * math.exp(progress * math.log(end / self.start))
         return self.start + (end - self.start) * progress

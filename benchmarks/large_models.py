@@ -7,14 +7,13 @@ The law is fitted once without that publication, and asked about models and form
 
 from __future__ import annotations
 
-import math
 import os
 
 from benchmarks import measured
 from benchmarks.fit_quality import fit, seen_by
 from benchmarks.measured_tables import LARGE_FORMATS, LARGE_MODELS
 from benchmarks.quality_rows import loss_rows, traits_by_name
-from planner.quality.law import ln_rise
+from planner.quality.law import ln_damage, rise_of
 from planner.quality.traits import nominal
 
 #: Qwen3's perplexities, of which the fit is asked to know nothing.
@@ -30,7 +29,7 @@ def main() -> None:
     for name in LARGE_MODELS:
         traits = traits_by_name(name)
         known = nominal(traits, tuple(map(float, seen.get(traits.family, ()))))
-        found[name] = [round(math.exp(ln_rise(law, cause, known)), 4) for cause in LARGE_FORMATS]
+        found[name] = [round(rise_of(cause, ln_damage(law, cause, known)), 4) for cause in LARGE_FORMATS]
         print(f"{name:20} {found[name]}")
     measured.write("quality-large", "python -m benchmarks.large_models", found, load_before)
 

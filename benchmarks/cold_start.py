@@ -1,6 +1,6 @@
 """What a cold start of `optimize plan` and `optimize check` takes, and what of it is loading.
 
-    python -m benchmarks.cold_start [-n 7]
+    python -m benchmarks.cold_start [-n 7] [--keep]
 
 Medians of N whole processes. Wall time is what a person waits; on a busy machine processor time says what the command itself costs, and
 `imports` how much of that goes to loading the modules that it loads. Modules are compiled beforehand, as an installed package's are;
@@ -19,7 +19,9 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from benchmarks import measured
 from benchmarks.plan_speed import GOALS, OPTIMIZE, ROOT, figures
 
 #: Runs a command and names the modules that it loaded; and loads modules, those that cannot be loaded alone left out.
@@ -62,33 +64,41 @@ def loading(arguments: Sequence[str]) -> list[str]:
     return [sys.executable, "-c", _LOAD, *(name for name in named.stderr.split() if name != "__main__")]
 
 
-def lines(arguments: Sequence[str], goal: float, runs: int, folder: Path) -> Iterator[str]:
-    """Give what is printed of one command. `folder`: where its plan may be saved."""
+def taken(arguments: Sequence[str], goal: float, runs: int, folder: Path) -> dict[str, Any]:
+    """Return the seconds of a command by what they are of. `folder`: where its plan may be saved."""
+    words, arguments = " ".join(arguments), list(arguments)
     arguments = [*arguments, *(["-o", str(folder / "a.plan.json")] if arguments[0] == "plan" else [])]
     command, loads = [str(OPTIMIZE), *arguments], loading(arguments)
     timed(command, environment())
     walls, cpus = zip(*(timed(command, environment()) for _ in range(runs)), strict=True)
     imports = [timed(loads, environment())[1] for _ in range(runs)]
-    share = statistics.median(imports) / statistics.median(cpus)
     empty = environment(PYTHONPYCACHEPREFIX=str(folder / "none"), PYTHONDONTWRITEBYTECODE="1")
-    yield figures("wall", walls, goal)
-    yield figures("processor", cpus, goal)
-    yield figures("imports", imports, goal) + f"   {share:.0%} of the processor's"
-    yield figures("uncompiled", [timed(command, empty)[1]], goal)
+    return {
+        "what": words, "goal": goal, "wall": walls, "processor": cpus, "imports": imports, "uncompiled": [timed(command, empty)[1]],
+    }  # fmt: skip
+
+
+def lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """Give what is printed of one command."""
+    share = statistics.median(found["imports"]) / statistics.median(found["processor"])
+    for part in ("wall", "processor", "imports", "uncompiled"):
+        yield figures(part, found[part], found["goal"]) + f"   {share:.0%} of the processor's" * (part == "imports")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-n", type=int, default=7, help="runs of each command")
-    runs = parser.parse_args().n
-    print(
-        f"load before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; {runs} runs of each, one more to warm the disk"
-    )
+    parser.add_argument("--keep", action="store_true", help="keep the figures for the page")
+    asked = parser.parse_args()
+    runs, load_before, found = asked.n, os.getloadavg()[0], []
+    print(f"load before: {load_before:.1f} on {os.cpu_count()} cores; {runs} runs of each, one more to warm the disk")
     with tempfile.TemporaryDirectory() as folder:
         for arguments, goal in GOALS.items():
             print(f"optimize {' '.join(arguments)}")
-            for line in lines(arguments, goal, runs, Path(folder)):
-                print(line, flush=True)
+            found.append(taken(arguments, goal, runs, Path(folder)))
+            print("\n".join(lines(found[-1])), flush=True)
+    if asked.keep:
+        measured.write("planner-cold", "python -m benchmarks.cold_start --keep", found, load_before)
 
 
 if __name__ == "__main__":

@@ -20,14 +20,15 @@ import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import measured
 from benchmarks.results import keep
-from benchmarks.stored_tables import table
+from benchmarks.tables import table
 from targets.speed.rates import FIT
 
 ROWS = Path(__file__).parent / "data" / "load_first_contact.jsonl"
@@ -37,6 +38,8 @@ _FIGURES = {
     "TTFT": {"ttft_p50_ms": "ttft_p50_ms", "ttft_ms": "ttft_ms", "ttft_p99_ms": "ttft_p99_ms"},
     "tok/s": {"tok_s": "throughput_tok_s"},
 }
+
+_KEYS = {key for figures in _FIGURES.values() for key in figures.values()}
 
 
 @dataclass(frozen=True)
@@ -116,15 +119,18 @@ def summary(found: Sequence[Contact]) -> Iterator[str]:
         yield f"{middle:.1%}, {sum(each.held for each in sizes) / len(sizes):.2f} of {len(sizes)}".replace("%", " %")
 
 
-def summaries(found: Sequence[Contact]) -> str:
-    """Return the table of the page: all rows, and by what they have in common."""
-    chosen: dict[str, Callable[[dict[str, Any]], bool]] = {
-        "all": lambda row: True,
-        "not known here before": lambda row: not row["met_before"],
-        "not known here before, and fully published": lambda row: not row["met_before"] and not row["loose"],
-        "of the second contact": lambda row: row.get("contact") == 2,
-        **{said: lambda row, name=name: kind(row) == name for name, said in _KINDS.items()},  # type: ignore[misc]
-    }
+#: What rows have in common, as the page names it.
+_GROUPS: Mapping[str, Callable[[dict[str, Any]], bool]] = {
+    "all": lambda row: True,
+    "not known here before": lambda row: not row["met_before"],
+    "not known here before, and fully published": lambda row: not row["met_before"] and not row["loose"],
+    "of the second contact": lambda row: row.get("contact") == 2,
+    **{said: lambda row, name=name: kind(row) == name for name, said in _KINDS.items()},  # type: ignore[misc]
+}
+
+
+def summaries(found: Sequence[Contact], chosen: Mapping[str, Callable[[dict[str, Any]], bool]] = _GROUPS) -> str:
+    """Return a table of the page: all rows, and by what they have in common."""
     groups = {name: [each for each in found if wanted(each.row)] for name, wanted in chosen.items()}
     rows = [(name, len({each.row["id"] for each in some}), *summary(some)) for name, some in groups.items() if some]
     return table(("rows", "n", "TPOT", "first token", "throughput"), rows)
@@ -146,15 +152,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", nargs="?", default="", help="of the ids of the rows that are asked")
     parser.add_argument("--keep", action="store_true", help="keep the table for the page")
+    parser.add_argument("--first-sight", action="store_true", help="keep these answers as those of a first sight")
     asked = parser.parse_args()
     found: list[Contact] = []
     rows = [row for row in load_rows() if asked.part in row["id"]]
+    load_before, told = os.getloadavg()[0], {}
     with ThreadPoolExecutor(2) as pool:
         for row, answer in zip(rows, pool.map(_asked, rows), strict=True):
             if not answer.get("speed"):
                 print(f"{row['id']}: no answer: {answer.get('error', {}).get('message', answer.get('exit_code'))}")
                 continue
             held = contacts(row, answer)
+            told[row["id"]] = {key: figure for key, figure in answer["speed"].items() if key in _KEYS and figure}
             found += held
             figures = (
                 f"{e.name} {e.said:,.4g} [{e.low:,.4g}..{e.high:,.4g}] for {e.measured:,.4g} ({e.error:+.1%}{'' if e.held else ', not held'})"
@@ -164,6 +173,10 @@ def main() -> None:
     print(f"\n{summaries(found)}")
     if asked.keep and not asked.part:
         keep("load-first-contact", "python -m benchmarks.load_first_contact --keep", (ROWS, FIT), summaries(found))
+    if asked.first_sight:
+        measured.write(
+            "load-first-sight", f"python -m benchmarks.load_first_contact {asked.part} --first-sight", told, load_before
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How long `optimize plan` and `optimize check` take: whole processes from a cold start, then the same through Python, warm.
 
-    python -m benchmarks.plan_speed [-n 15] [--loads]      --loads: simulated loads alone
+    python -m benchmarks.plan_speed [-n 15] [--loads | --keep]      --loads: simulated loads alone
 
 Median and spread of N runs. Wall time is what a person waits; on a busy machine processor time says what the command itself
 costs. No network, no torch.
@@ -21,6 +21,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+
+from benchmarks import measured
 
 ROOT = Path(__file__).parent.parent
 OPTIMIZE = Path(sys.executable).with_name("optimize")
@@ -130,13 +132,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-n", type=int, default=15, help="runs of each command")
     parser.add_argument("--loads", action="store_true", help="simulated loads alone")
-    options = parser.parse_args()
-    runs = options.n
-    print(
-        f"load before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; {runs} runs of each, one more to warm the disk"
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the figures for the page, those of whole processes left out"
     )
+    options = parser.parse_args()
+    runs, load_before, found = options.n, os.getloadavg()[0], []
+    print(f"load before: {load_before:.1f} on {os.cpu_count()} cores; {runs} runs of each, one more to warm the disk")
     with tempfile.TemporaryDirectory() as folder:
-        for arguments, goal in () if options.loads else GOALS.items():
+        for arguments, goal in () if options.loads or options.keep else GOALS.items():
             saved = ["-o", str(Path(folder) / "a.plan.json")] if arguments[0] == "plan" else []
             command = [str(OPTIMIZE), *arguments, *saved]
             timed(command)
@@ -148,6 +151,9 @@ def main() -> None:
         for what, goal, seconds in timed_parts:
             print(what)
             print(figures(name, seconds, goal))
+            found.append({"what": what, "goal": goal, "seconds": seconds})
+    if options.keep:
+        measured.write("planner-warm", "python -m benchmarks.plan_speed --keep", found, load_before)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from benchmarks import fit_quality
 from benchmarks.fit_quality import Residual, coverage, cross_validate, named, publication, spreads
 from benchmarks.quality_rows import DATA, loss_rows
 from benchmarks.results import keep
-from benchmarks.stored_tables import KINDS_SAY, percent, table
+from benchmarks.stored_tables import KINDS_SAY
+from benchmarks.tables import percent, table
 from planner.quality import law as quality_law
 
 _BY = "python -m benchmarks.quality_coverage"

@@ -1,6 +1,6 @@
 """Times between tokens, to the first one, and throughput: this project and AIConfigurator 0.12 (its formula and its simulator), on the same rows.
 
-    python -m benchmarks.serving_peer [--peer PYTHON] [--table 24]
+    python -m benchmarks.serving_peer [--peer PYTHON] [--table 24] [--keep]
 
 PEER: the Python of an environment with `aiconfigurator==0.12.0`, `ai-dynamo==1.5.1` and `ai-dynamo-runtime==1.5.1`. Rows: closed loops and bursts of
 `benchmarks/data/serving_refs.jsonl` from publications, on cards and models that it has, or (`--table`) as many drawn of the table that its own package holds. Both get each row's requests and lengths; its simulator counts no
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import random
 import subprocess
 import tempfile
@@ -22,6 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks import measured
 from benchmarks.fit_speed import asked_of, load_of, rows, setting_of
 from passes.errors import InputError
 
@@ -97,7 +99,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--peer", type=Path, default=PEER)
     parser.add_argument("--table", type=int, default=0, help="rows of the package's own table instead, so many")
+    parser.add_argument("--keep", action="store_true", help="keep the figures for the page")
     options = parser.parse_args()
+    load_before, told_of = os.getloadavg()[0], []
     chosen = [row for row in rows("serving_refs.jsonl") if bool(row.get("collected")) != bool(options.table)]
     if options.table:
         chosen = random.Random(0).sample(chosen, options.table)
@@ -121,7 +125,11 @@ def main() -> None:
             named = {figure: [each[figure] for each in found if figure in each] for figure in ("TPOT", "TTFT", "tok/s")}
             figures = ", ".join(f"{figure} {median(each):.1%}" for figure, each in named.items() if each)
             seconds = median(answers[name][0]["seconds"] for _, answers in of_kind)
+            middle = {figure: median(each) for figure, each in named.items() if each}
+            told_of.append({"kind": kind, "n": len(of_kind), "by": name, **middle, "seconds": seconds})
             print(f"{kind:7} n {len(of_kind):3} {name:15} {figures}; {seconds:.2f} s an answer")
+    if options.keep and not options.table:
+        measured.write("serving-peer", "python -m benchmarks.serving_peer --keep", told_of, load_before)
 
 
 if __name__ == "__main__":

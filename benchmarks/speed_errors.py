@@ -29,7 +29,8 @@ from benchmarks.fit_speed import (
     stream_cases,
 )  # fmt: skip
 from benchmarks.results import keep
-from benchmarks.stored_tables import SPEED_SAYS, percent, table
+from benchmarks.stored_tables import SPEED_SAYS
+from benchmarks.tables import percent, table
 from targets.speed.rates import FIT, Regime
 
 #: Figures as pages call them; `waited`: a first token that waited for a place, a proxy or a busy host.

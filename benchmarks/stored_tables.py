@@ -1,4 +1,4 @@
-"""Tables of what the stored fits say of themselves, for the pages on accuracy: a new fit makes them new, nothing is fitted here.
+"""Tables of what the stored fits say of themselves, and of what benchmarks measured once: nothing is fitted or measured here.
 
 python -m benchmarks.stored_tables && python -m benchmarks.results
 """
@@ -11,9 +11,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks import fit_quality
+from benchmarks import fit_quality, measured
+from benchmarks.measured_tables import TABLES
 from benchmarks.quality_rows import DATA
 from benchmarks.results import keep
+from benchmarks.tables import percent, table
 from targets.speed.rates import FIT, Regime
 
 _BY = "python -m benchmarks.stored_tables"
@@ -98,18 +100,8 @@ def tables() -> dict[str, tuple[str, tuple[Any, ...]]]:
         "quality-widths": (quality_widths(quality), (fit_quality.OUT,)),
         "quality-unseen": (quality_unseen(fit_quality.check_figures()), (fit_quality.OUT, unseen)),
         "speed-widths": (speed_widths(speed), (FIT,)),
+        **{name: (made.text(), (*made.files, measured.file_of(name))) for name, made in TABLES.items()},
     }
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return a table of Markdown."""
-    lines = (heads, ("---",) * len(heads), *rows)
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
-
-def percent(share: float) -> str:
-    """Return a share in whole percent."""
-    return f"{share * 100:.0f} %"
 
 
 def _times(width: float) -> str:

@@ -1,6 +1,6 @@
 """How long the what-if page's plan takes to follow a move of one control.
 
-    python -m benchmarks.whatif_moves [SPEC…] [-n 30] [--served]
+    python -m benchmarks.whatif_moves [SPEC…] [-n 30] [--served | --keep]
 
 N moves, each of one control from where the last one left off, no setting twice. Without `--served`: planned in this process, one after the
 other, nothing computed ahead; processor milliseconds, and those with what came nearest, which the page asks for once a hand rests. With it: asked of the page's own server, which plans ahead between moves (`--pause`
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import random
 import statistics
 import threading
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlencode
 
+from benchmarks import measured
 from passes.ir.sources import open_model
 from planner.report.page import render
 from planner.spec.parse import load_spec
@@ -109,15 +111,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("-n", "--moves", type=int, default=30)
     parser.add_argument("--served", action="store_true", help="ask the page's server, and measure what a person waits")
     parser.add_argument("--pause", type=float, default=1.0, help="seconds between moves of a hand, with --served")
+    parser.add_argument("--keep", action="store_true", help="keep the figures of this process for the page")
     asked = parser.parse_args(argv)
+    load_before, found = os.getloadavg()[0], []
     print(f"{'wall' if asked.served else 'processor'} milliseconds of {asked.moves} moves; the goal is {GOAL}")
     for path in asked.specs:
         spec = load_spec(path)
         if asked.served:
             print(_line(path.stem, served(spec, asked.moves, asked.pause)), flush=True)
             continue
-        for part, taken in zip(("plan", "with what came nearest"), alone(spec, asked.moves), strict=True):
+        plans, nearest = alone(spec, asked.moves)
+        found.append({"spec": path.stem, "plan": plans, "others": nearest})
+        for part, taken in (("plan", plans), ("with what came nearest", nearest)):
             print(_line(f"{path.stem}: {part}", taken), flush=True)
+    if asked.keep and not asked.served:
+        measured.write("what-if", "python -m benchmarks.whatif_moves --keep", found, load_before)
 
 
 def _line(name: str, taken: Sequence[float]) -> str:

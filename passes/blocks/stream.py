@@ -28,6 +28,7 @@ from passes.blocks.memory import BATCH_TOKENS
 from passes.ir.model import ModelIR
 from passes.record import dataclass
 from passes.steps.context import RunContext
+from passes.steps.meter import give_back_freed
 
 if TYPE_CHECKING:
     import torch
@@ -150,6 +151,7 @@ class BlockStream:
         saved = time.monotonic()
         for index in range(start, len(self.dense)):
             yield StreamedBlock(self, index)
+            give_back_freed()  # else a block's weights find no room in those that the block before it left, and a model is held whole
             if self.hidden.place is Place.DISK:
                 settled()  # a run that is killed goes on from what is dropped next
             if index + 1 >= self._keep:

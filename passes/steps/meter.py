@@ -17,7 +17,8 @@ class Meter:
     """
 
     def __init__(self) -> None:
-        _give_back()
+        gc.collect()
+        give_back_freed()
         self._children = _largest_child()
         self._began = time.monotonic()
         with suppress(RuntimeError):  # a card that failed in an earlier step
@@ -61,9 +62,8 @@ def _largest_child() -> int:
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 
 
-def _give_back() -> None:
-    """What was freed goes back to the system, which glibc else keeps for the process."""
-    gc.collect()
+def give_back_freed() -> None:
+    """Give what was freed back to the system, which glibc else keeps for the process, in pieces that may be of no use to it."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 

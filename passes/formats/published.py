@@ -6,7 +6,9 @@ Sources: `fp8-*` transformers' FineGrainedFP8 and AutoFP8/fbgemm checkpoints; `n
 `quark-*` AMD Quark's exports, as vLLM 0.32's
 `quantization/quark/schemes` create them; `torchao-*` torchao's tensors (`Int4Tensor`, `Int8Tensor`, `Float8Tensor`); `hqq-*` HQQ's
 `W_q`, `scale` and `zero`; `planes*-gptq` GPTQModel's 5 to 7 bits; `int4-awq-modelopt` ModelOpt's W4A16_AWQ (dtype of
-its scales assumed, headers decide); `gemv-*awq` AutoAWQ's other kernels (`awq/modules/linear/gemv.py`, `gemv_fast.py`).
+its scales assumed, headers decide), `int4-fp8-awq-modelopt` its W4A8_AWQ; `int-in-bytes` llm-compressor's W4A8 in `int-quantized`
+(a byte for each value; vLLM has kernels for it on Arm alone); `fp8-rows` ModelOpt's, `fp8-static-rows` AutoRound's;
+`gemv-*awq` AutoAWQ's other kernels (`awq/modules/linear/gemv.py`, `gemv_fast.py`).
 """
 
 from __future__ import annotations
@@ -188,6 +190,10 @@ def _int4_fp8_awq_modelopt(n: int, k: int, g: int) -> tuple[Part, ...]:
     )  # fmt: skip
 
 
+def _int_in_bytes(n: int, k: int, g: int) -> tuple[Part, ...]:
+    return (("weight", "I8", (n, k)), ("weight_scale", "BF16", (n, k // g if g > 0 else 1)))
+
+
 @dataclass(frozen=True, slots=True)
 class _Layout:
     """A layout's tensors for N, K and a group; the group (or block) that it has unless told; bits of a code and kernels.
@@ -237,6 +243,7 @@ _LAYOUTS = {
     **{f"planes{bits}-gptq": _Layout(_gptq_planes(bits), 0, bits, KernelFamily.W8) for bits in (5, 6, 7)},
     "int4-awq-modelopt": _Layout(_int4_awq_modelopt, 128, 4, KernelFamily.W4, grouped=True),
     "int4-fp8-awq-modelopt": _Layout(_int4_fp8_awq_modelopt, 128, 4, KernelFamily.W4, grouped=True),
+    "int-in-bytes": _Layout(_int_in_bytes, 128, 8, KernelFamily.W8, grouped=True),
     "gemv-awq": _Layout(_awq_gemv, 128, 4, KernelFamily.W4, grouped=True),
     "gemv-fast-awq": _Layout(_awq_gemv_fast, 128, 4, KernelFamily.W4, grouped=True),
 }

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from passes.formats.compressed_tensors.config_group import CompressedTensors, ConfigGroup
+from passes.formats.compressed_tensors.integers import IntQuantized
 from passes.formats.format import Format, formats
+from passes.formats.published import Published
 from passes.ir.fields import Fields
 from passes.ir.model import ModelIR, Role
 from passes.ir.quant_config.module_names import Matches, is_pattern, matcher
@@ -113,8 +115,10 @@ def _input_type(inputs: Fields) -> str:
     return f"{'fp' if inputs.text('type', 'int') == 'float' else 'int'}{inputs.integer('num_bits', default=8, at_least=1, at_most=32)}"
 
 
-def described(group: ConfigGroup, ir: ModelIR) -> CompressedTensors:
+def described(group: ConfigGroup, ir: ModelIR) -> Format:
     """Return the format of a config group: the first whose own reader knows it. Raises InputError where none does."""
+    if group.form == IntQuantized.kind and group.type == "int" and group.bits < 8:
+        return Published("int-in-bytes", group.group_size)
     for form in formats():
         if issubclass(form, CompressedTensors) and (found := form.described_by(group, ir.dtype)) is not None:
             return found

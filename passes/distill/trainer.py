@@ -120,11 +120,12 @@ class Curve:
             write_json(self._path, {"points": [asdict(known) for known in self.points]})
 
     def said(self, tokens: int) -> str:
-        """Return the last loss and what to expect of so many tokens, in words; nothing before there is one."""
-        expected = expected_loss(self.points, tokens)
-        return (
-            f"loss {self.points[-1].loss:.3g}" + (f", in the end {expected}" if expected else "") if self.points else ""
-        )
+        """Return the last loss, whether it was less at first, what to expect of so many tokens, in words; nothing before there is one."""
+        if not self.points:
+            return ""
+        first, last, expected = self.points[0], self.points[-1], expected_loss(self.points, tokens)
+        risen = f", more than the {first.loss:.3g} that it began with" if last.loss > first.loss else ""
+        return f"loss {last.loss:.3g}{risen}" + (f", in the end {expected}" if expected else "")
 
 
 def train(job: TrainingJob, report: Report) -> None:

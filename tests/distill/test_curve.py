@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
 from passes.distill.curve import USUAL, Point, Slopes, expected_loss, tokens_for
+from passes.distill.trainer import Curve
 
 
 def power(slope: float, count: int, every: int = 1000) -> list[Point]:
@@ -44,3 +46,13 @@ def test_what_reaches_a_loss_is_read_off_the_curve_as_far_as_it_can_be_carried()
     assert tokens_for(power(0.5, 10), 1.0, surely) == 10_000
     assert tokens_for(power(0.5, 10), 1e-6, surely) is None
     assert tokens_for([Point(0, 1.0)], 0.5) is None
+
+
+def test_a_loss_above_the_first_is_told(tmp_path: Path) -> None:
+    """SmolLM2 a fifth narrower and compensated, by steps of 128 tokens: what little is left to recover is lost first."""
+    curve = Curve(tmp_path)
+    for tokens, loss in ((0, 0.1603), (384, 0.1555)):
+        curve.add(Point(tokens, loss))
+    assert curve.said(8192) == "loss 0.155"
+    curve.add(Point(768, 0.1755))
+    assert curve.said(8192).startswith("loss 0.175, more than the 0.16 that it began with, in the end ")

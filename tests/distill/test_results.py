@@ -42,7 +42,7 @@ def test_a_figure_stands_beside_its_spread_its_goal_and_what_it_took() -> None:
     assert "| left | 0.4 ± 0.03 of the rise: met | at most 0.5 |" in page
     assert "| failed | 2 of 5: **missed** | at most 1 |" in page and "| told | 57 % |  |" in page
     assert (
-        "* Gemma 3 270M: 10.0 minutes on 1 thread of 2 cores (1,100 s of processor time); commit abc1234, torch 2.11.0."
+        "* Gemma 3 270M, cut by activation: 10.0 minutes on 1 thread of 2 cores (1,100 s of processor time); commit abc1234, torch 2.11.0."
         in page
     )
     assert "**Gemma 3 270M**: 1 of 2 goals met, missed: compensation: failed (2 of 5, 1 at most)." in page
@@ -59,6 +59,15 @@ def test_models_stand_beside_each_other_and_a_figure_that_one_lacks_is_left_out(
     assert "| what | SmolLM2 | Gemma 3 270M | goal |" in page
     assert "| left | 0.4 ± 0.03 of the rise: met | 0.6 ± 0.1 of the rise: **missed** | at most 0.5 |" in page
     assert "| by hessian | 53 % | – |  |" in page
+    raw = [
+        Line(f"cut by {name} over cut by random", Figure(0.1), "of the rise", 0.8) for name in ("fisher", "activation")
+    ]
+    page = results.page([document("smollm2", raw[0]), document("gemma3", raw[1])])
+    assert "| the chosen cut over cut by random | 0.1 of the rise: met | 0.1 of the rise: met | at most 0.8 |" in page
+
+
+def test_the_goals_that_are_met_are_counted() -> None:
+    page = results.page([document("smollm2", Line("left", Figure(0.4, 0.03), "of the rise", 0.5))])
     assert "**SmolLM2**: 1 of 1 goals met, none missed." in page
 
 

@@ -34,7 +34,7 @@ def chosen(model: str, gpu: str, load: str, goals: str, more: str = "") -> Chose
 @pytest.mark.parametrize("clients", [100, 150, 174])
 def test_eight_bits_are_those_that_the_card_multiplies(clients: int) -> None:
     """An L4 multiplies FP8: weights of 8 bits that it unpacks first answer a hundred clients later, for what no task tells."""
-    made = chosen(LLAMA, "L4", MANY.format(clients), "quality: { max_perplexity_increase: 2% }")
+    made = chosen(LLAMA, "L4", MANY.format(clients), "quality: { max_perplexity_increase: 3% }")
     assert "fp8" in (made.published or made.weights).lower()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -98,9 +98,7 @@ def criteria(
         Criterion("making", making, lambda theirs, mine: f"{MUST[int(theirs)]}; the chosen one {MUST[int(mine)]}"),
         Criterion("checked", _recalled, always("how it is stored is recalled, not checked")),
         Criterion("changes of the model", _changes, always("changes more than is needed")),
-        Criterion("regime", partial(_unmeasured, gpu=gpu), always("its engine's speed was not measured on such cards and loads")),
-        Criterion("stages", lambda v: v.candidate.settings.parallel.pp, lambda a, b: f"in {a:.0f} stages against {b:.0f}"),
-        Criterion("cards", lambda v: -v.candidate.settings.parallel.gpus, lambda a, b: f"uses {cards_of(-a)} against {-b:.0f}"),
+        *_spread(goals, gpu),
         Criterion(
             "tensor parallel",
             lambda v: v.candidate.settings.parallel.tp,
@@ -125,6 +123,20 @@ def criteria(
         Criterion("speed", lambda v: -speed(v, goals.batch).value, rate_words),
         Criterion("size", lambda v: v.ir.tensor_bytes, size_words),
     )  # fmt: skip
+
+
+def _spread(goals: Goals, gpu: Gpu) -> Iterator[Criterion]:
+    """How well known a speed is, in how many stages, on how many cards; where the tokens of all cards are wanted, none stays idle first."""
+    known = Criterion(
+        "regime", partial(_unmeasured, gpu=gpu), always("its engine's speed was not measured on such cards and loads")
+    )
+    stages = Criterion(
+        "stages", lambda v: v.candidate.settings.parallel.pp, lambda a, b: f"in {a:.0f} stages against {b:.0f}"
+    )
+    cards = Criterion(
+        "cards", lambda v: -v.candidate.settings.parallel.gpus, lambda a, b: f"uses {cards_of(-a)} against {-b:.0f}"
+    )
+    yield from (cards, known, stages) if goals.prefer == "throughput" else (known, stages, cards)
 
 
 def missed_width(goals: Goals) -> float:

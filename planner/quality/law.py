@@ -169,7 +169,8 @@ def _upper(upper: float, deviation: float, cause: Rounding, traits: Traits) -> f
     """The upper end of a loss, without the noise of measuring: no higher than that of what loses no less, the same rounding of the smaller
     models of the family that tables hold, and by the methods that it is no worse than. `deviation`: the model's own, in ln, upwards.
     """
-    floor, seen = law()["floor"], law()["seen"].get(traits.family, {})
+    floor: float = law()["floor"]
+    seen = law()["seen"].get(traits.family, {})
     for size, schemes in seen.items():
         if float(size) < traits.size_b and scheme(cause) in schemes:
             upper = min(upper, loss(replace(traits, size_b=float(size)), cause).high - floor)

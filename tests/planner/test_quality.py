@@ -126,6 +126,7 @@ def test_finer_groups_are_never_worse(traits: Traits, bits: float, finer: int, c
     assert better.value <= worse.value * SLACK and better.high <= worse.high * SLACK
 
 
+@settings(deadline=None)
 @given(traits=traits_drawn, bits=bits_drawn, group=groups)
 def test_compensation_and_calibration_are_never_worse(traits: Traits, bits: float, group: int) -> None:
     nearest = loss(traits, Rounding("rtn", bits, group))

@@ -1,4 +1,4 @@
-"""exllamav2: 5.24 bit by EXL2 (exl2-5.24)
+"""exllamav2: 5.23 bit by EXL2 (exl2-5.23)
 
 Loads the checkpoint with the planned cache and answers one prompt: python answer.py "A prompt" [tokens]
 """

@@ -39,7 +39,7 @@ def cautions(spec: Spec, result: SearchResult, verdict: Verdict) -> Iterator[str
     if result.rule.takes_too_long(verdict):
         yield (
             f"nobody would wait for it: it takes about {show(result.rule.hours(verdict), 'h')} to make, more than {goals.work_hours:g} h "
-            f"(goals: work_hours), and nothing that takes less is as likely to meet the goals: make it on a card with more memory than "
+            f"(goals: work_hours), and nothing that takes no work is as likely to meet the goals: make it on a card with more memory than "
             f"{result.gpu.name}, or look for a checkpoint that somebody made like it"
         )
     if not verdict.admissible(goals):

@@ -77,7 +77,10 @@ def criteria(
     return (
         Criterion("refused", lambda v: refusals(v.reasons), always("is refused by its engine")),
         Criterion("standing", standing.of, standing_words),
-        Criterion("too long to make", lambda v: float(takes_too_long(goals, hours, v)), always(TOO_LONG.format(goals.work_hours))),
+        Criterion(
+            "too long to make", partial(_patience, goals, hours), always(TOO_LONG.format(goals.work_hours)),
+            lambda best, other: 1.0,
+        ),
         Criterion(
             "waiting", standing.unserved, always("clients wait for each other")
         ),
@@ -194,6 +197,13 @@ def making(verdict: Verdict) -> int:
 def takes_too_long(goals: Goals, hours: Callable[[Verdict], float], verdict: Verdict) -> bool:
     """Tell whether making a candidate that meets the goals takes longer than is worth it. What misses them is told apart by that alone."""
     return verdict.feasible and making(verdict) > 1 and hours(verdict) > goals.work_hours
+
+
+def _patience(goals: Goals, hours: Callable[[Verdict], float], verdict: Verdict) -> float:
+    """What waiting for it asks: nothing where it is there or is rounded, 1 for hours, 2 for what takes too long. One more is a tie: days of
+    work lose to none, not to other work.
+    """
+    return float(making(verdict) > 1) + takes_too_long(goals, hours, verdict)
 
 
 def speed(verdict: Verdict, batch: bool) -> Quantity:

@@ -88,7 +88,7 @@ class Goals(Strict):
     bands: Bands = Bands()
     """Which gains are worth neither work nor risk."""
     work_hours: Annotated[float, Field(gt=0)] = NO_GOALS.work_hours
-    """Hours that making it may take: what takes longer is chosen only where nothing else stands as well, and the plan says so first."""
+    """Hours that making it may take: what takes longer is behind what takes no work, and the plan says so first."""
 
     @field_validator("decode", "throughput", mode="before")
     @classmethod

@@ -90,8 +90,8 @@ class Workload:
 
     @property
     def lasts(self) -> bool:
-        """Whether requests arrive at a rate without end, so that one that is not served grows a queue."""
-        bounded = any(each is not None for each in (self.requests, self.at_once, self.trace, self.ramp_up))
+        """Whether requests arrive at a rate without end, or grow to one, so that one that is not served grows a queue."""
+        bounded = any(each is not None for each in (self.requests, self.at_once, self.trace))
         return self.rate is not None and math.isfinite(self.rate) and not bounded
 
     @property

@@ -527,6 +527,25 @@ def test_a_load_that_grows_is_told_and_is_another_one(optimize: Any) -> None:
     assert "clients come one after the other, the last after 8 s" in told["one by one"]["notes"]
 
 
+def test_a_rate_that_grows_beyond_what_is_served_is_refused_unless_it_is_a_run_of_so_many(optimize: Any) -> None:
+    asked = (
+        "--gpu",
+        "L4",
+        "--model",
+        "Qwen/Qwen3-8B",
+        "--context",
+        4096,
+        "--input-tokens",
+        1000,
+        "--output-tokens",
+        200,
+    )
+    ramp = ("--ramp-up-strategy", "linear", "--ramp-up-start-rps", 0.5, "--ramp-up-end-rps", 30)
+    code, document = check(optimize, *asked, *ramp)
+    assert code == 3 and [reason["code"] for reason in document["reasons"]] == ["rate_missed"]
+    assert check(optimize, *asked, *ramp, "--num-prompts", 100)[0] == 0
+
+
 @pytest.mark.parametrize("gpu", ["RTX 3090", "{ name: RTX 3090, memory_gib: 20 }"])
 def test_a_check_of_a_spec_has_the_bridge_that_it_names(optimize: Any, tmp_path: Path, gpu: str) -> None:
     file, tpot = tmp_path / "s.yaml", {}

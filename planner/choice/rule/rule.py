@@ -157,7 +157,9 @@ class Rule:
         )  # fmt: skip
 
     def takes_too_long(self, v: Verdict) -> bool:
-        """Tell whether making a candidate takes longer than is worth it, so that whatever else stands as it does comes before it."""
+        """Tell whether making a candidate takes longer than is worth it, so that what is there, or is rounded, comes before it where it
+        stands as well.
+        """
         return takes_too_long(self.goals, self.hours, v)
 
     @cached_property

@@ -253,15 +253,15 @@ def rule_of(spec: Spec, ir: ModelIR, gpu: Gpu) -> Rule:
     """Return the decision rule of a spec for a model on a card; work is forecast for that card, or for a processor where it holds too
     little.
     """
-    known: dict[tuple[Pass, ...], float] = {}
+    known: dict[tuple[object, ...], float] = {}
 
     def hours(verdict: Verdict) -> float:
         from planner.apply_cost import hours_of  # asked of what is made, which is no part of most choices
 
-        passes = verdict.candidate.passes
-        if passes not in known:
-            known[passes] = hours_of(spec, ir, verdict.ir, passes, gpu)
-        return known[passes]
+        made = verdict.candidate.published, verdict.candidate.passes
+        if made not in known:
+            known[made] = hours_of(spec, ir, verdict.ir, verdict.candidate.passes, gpu)
+        return known[made]
 
     return Rule(spec.goals, gpu, spec.engine != "auto", hours, spec.target.fewest, spec.workload.output.mean > 1)
 

@@ -48,10 +48,10 @@ if TYPE_CHECKING:
 _HOURS_BAND, _LEAST_HOURS = 0.25, 0.1
 #: What quality is worth of time where the spec wants the least difference told.
 _PRICELESS = 1e6
-#: Bands of quality that weights may lose which the card multiplies as they are, over as small ones that are unpacked first: tasks tell the
-#: two no further apart. Llama 3.1 8B scores 99.3 and 101.1 % of BF16 in FP8, 100.3 and 101.4 % in INT8 (arXiv 2411.02355, OpenLLM v1 and
-#: v2), and its perplexity grows by 0.7 to 0.9 % (pytorch/ao's tables) and by 1.9 % (SmoothQuant's).
-_AS_GOOD_IN_TASKS = 4
+#: What weights may lose which the card multiplies as they are, over as small ones that are unpacked first, in bands of quality and in points at
+#: most: tasks tell the two no further apart. Llama 3.1 8B scores 99.3 and 101.1 % of BF16 in FP8, 100.3 and 101.4 % in INT8 (arXiv 2411.02355,
+#: OpenLLM v1 and v2), and its perplexity grows by 0.7 to 0.9 % (pytorch/ao's tables) and by 1.9 % (SmoothQuant's).
+_AS_GOOD_IN_TASKS, _POINTS = 4, 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +180,7 @@ def preferred(goals: Goals, gpu: Gpu, decodes: bool = True) -> Criterion:
 def widest(goals: Goals, gpu: Gpu, best: Verdict) -> float:
     """Return by what share, in points or e-folds, any other one may be worse in what is preferred than this one and still tie."""
     width = preferred(goals, gpu).width(best, best)
-    return max(width, _AS_GOOD_IN_TASKS * goals.bands.quality) if goals.prefer == "quality" else width
+    return max(width, _native_width(goals)) if goals.prefer == "quality" else width
 
 
 def making(verdict: Verdict) -> int:
@@ -220,11 +220,15 @@ def _grown(verdict: Verdict) -> float:
 def _grown_width(goals: Goals, gpu: Gpu, best: Verdict, other: Verdict) -> float:
     """By how much more perplexity may grow than that of the best, and still tie: what was seen of tasks holds of as many bits alone."""
     width, more = max(goals.bands.quality, _own(best.quality.log_ppl_increase)), _grown(other) - _grown(best)
-    wide = _AS_GOOD_IN_TASKS * goals.bands.quality
+    wide = _native_width(goals)
     if not width < more <= wide or other.ir.tensor_bytes > best.ir.tensor_bytes * (1 + goals.bands.memory):
         return width
     fewer_bits = _least_bits(other) < _least_bits(best)
     return width if fewer_bits or _emulated(other, gpu) >= _emulated(best, gpu) else wide
+
+
+def _native_width(goals: Goals) -> float:
+    return min(_AS_GOOD_IN_TASKS * goals.bands.quality, _POINTS)
 
 
 def _log_rate(verdict: Verdict, batch: bool) -> float:

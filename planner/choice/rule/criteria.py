@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 _HOURS_BAND, _LEAST_HOURS = 0.25, 0.1
 #: What quality is worth of time where the spec wants the least difference told.
 _PRICELESS = 1e6
-#: What weights may lose which the card multiplies as they are, over as small ones that are unpacked first, in bands of quality and in points
-#: at most: tasks tell the two no further apart. Llama 3.1 8B scores 99.3 and 101.1 % of BF16 in FP8, 100.3 and 101.4 % in INT8
+#: What weights may lose which the card multiplies as they are, over as small ones that are unpacked first, in bands of quality and
+#: in points at most: tasks tell the two no further apart. Llama 3.1 8B scores 99.3 and 101.1 % of BF16 in FP8, 100.3 and 101.4 % in INT8
 #: (arXiv 2411.02355, OpenLLM v1 and v2), and its perplexity grows by 0.7 to 0.9 % (pytorch/ao's tables) and by 1.9 % (SmoothQuant's).
 _AS_GOOD_IN_TASKS, _POINTS = 4, 0.02
 

@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks import fit_quality, load_first_contact, measured
 from benchmarks.quality_rows import DATA, SUITE, loss_rows, traits_by_name
 from benchmarks.tables import table
-from benchmarks.whatif_moves import GOAL
+from benchmarks.whatif_moves import GOAL, p95
 from passes.formats.format import Rounding
 from planner.quality import law as quality_law
 
@@ -45,8 +45,8 @@ def whatif_moves(kept: measured.Measured) -> str:
     """Return how long the what-if page's plan takes to follow a move, in milliseconds of one processor."""
     rows = [
         (
-            _SPECS[each["spec"]], f"{statistics.median(each['plan']):.0f}", f"{_p95(each['plan']):.0f}", f"{max(each['plan']):.0f}",
-            f"{sum(one <= GOAL for one in each['plan'])} of {len(each['plan'])}", f"{_p95(each['others']):.0f}",
+            _SPECS[each["spec"]], f"{statistics.median(each['plan']):.0f}", f"{p95(each['plan']):.0f}", f"{max(each['plan']):.0f}",
+            f"{sum(one <= GOAL for one in each['plan'])} of {len(each['plan'])}", f"{p95(each['others']):.0f}",
         )
         for each in kept.figures
     ]  # fmt: skip
@@ -168,10 +168,6 @@ def _seconds(taken: Sequence[float]) -> str:
 
 def _milliseconds(seconds: float) -> str:
     return f"{1000 * seconds:.3g} ms"
-
-
-def _p95(taken: Sequence[float]) -> float:
-    return statistics.quantiles(taken, n=20, method="inclusive")[-1]
 
 
 def _goal(each: Mapping[str, Any], taken: Sequence[float]) -> str:

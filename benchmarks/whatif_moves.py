@@ -128,10 +128,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         measured.write("what-if", "python -m benchmarks.whatif_moves --keep", found, load_before)
 
 
+def p95(taken: Sequence[float]) -> float:
+    """Return what 95 of 100 are within."""
+    return statistics.quantiles(taken, n=20, method="inclusive")[-1]
+
+
 def _line(name: str, taken: Sequence[float]) -> str:
-    p95 = statistics.quantiles(taken, n=20, method="inclusive")[-1]
     within = f"{sum(each <= GOAL for each in taken)} of {len(taken)} within {GOAL}"
-    return f"{name:46} median {statistics.median(taken):6.0f}   p95 {p95:6.0f}   longest {max(taken):6.0f}   {within}"
+    return f"{name:46} median {statistics.median(taken):6.0f}   p95 {p95(taken):6.0f}   longest {max(taken):6.0f}   {within}"
 
 
 if __name__ == "__main__":

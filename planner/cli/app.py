@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.models import OptionInfo
 
 from passes.errors import InputError
 from planner.cli.encoding import json_line
@@ -94,11 +95,17 @@ def grouped(into: str, options: Mapping[str, Any]) -> Callable[[Callable[..., No
     return change
 
 
-def finite(value: float | None) -> float | None:
+def _finite(value: float | None) -> float | None:
     """Return a number that is one: ranges let `nan` through. Raises typer.BadParameter."""
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"{value} is no finite number")
     return value
+
+
+def bounded(said: str, least: float | None = None, most: float | None = None) -> OptionInfo:
+    """Return an option that takes a finite number between two."""
+    option: OptionInfo = typer.Option(min=least, max=most, callback=_finite, help=said)
+    return option
 
 
 def screen(as_json: bool = False) -> Console:

@@ -10,7 +10,7 @@ from typer.models import OptionInfo
 
 from passes.errors import InputError
 from passes.ir.fields import LARGEST
-from planner.cli.app import Json, app, emit, finite, grouped, screen
+from planner.cli.app import Json, app, bounded, emit, grouped, screen
 
 
 def number(text: str | int) -> int:
@@ -144,18 +144,15 @@ _ASKED = {
     ],
     "burstiness": Annotated[
         float | None,
-        typer.Option(
-            min=0.01, max=1e6, help="Of a rate: 1, the default, is Poisson, less comes in clusters.", callback=finite
-        ),
+        bounded("Of a rate: 1, the default, is Poisson, less comes in clusters.", 0.01, 1e6),
     ],
     "num_prompts": Annotated[int | None, typer.Option(min=1, max=100_000, help="Requests of the whole run.")],
     "random_range_ratio": Annotated[
         float | None,
-        typer.Option(
-            min=0.0,
-            max=0.99,
-            callback=finite,
-            help="Lengths differ by this share of their means, 0: alike (nearly, without --num-prompts); else chats' where they arrive.",
+        bounded(
+            "Lengths differ by this share of their means, 0: alike (nearly, without --num-prompts); else chats' where they arrive.",
+            0.0,
+            0.99,
         ),
     ],
     "max_concurrency": Annotated[
@@ -165,20 +162,11 @@ _ASKED = {
     "ramp_up_strategy": Annotated[
         str | None, typer.Option(metavar="linear|exponential", help="How the rate grows, in place of --request-rate.")
     ],
-    "ramp_up_start_rps": Annotated[
-        float | None, typer.Option(min=0.001, max=1e6, callback=finite, help="Requests a second at the first one.")
-    ],
-    "ramp_up_end_rps": Annotated[
-        float | None, typer.Option(min=0.001, max=1e6, callback=finite, help="Requests a second at the last one.")
-    ],
+    "ramp_up_start_rps": Annotated[float | None, bounded("Requests a second at the first one.", 0.001, 1e6)],
+    "ramp_up_end_rps": Annotated[float | None, bounded("Requests a second at the last one.", 0.001, 1e6)],
     "concurrency_ramp_duration": Annotated[
         float | None,
-        typer.Option(
-            min=0.0,
-            max=1e6,
-            callback=finite,
-            help="Seconds over which the clients come, one after the other; default: all at once.",
-        ),
+        bounded("Seconds over which the clients come, one after the other; default: all at once.", 0.0, 1e6),
     ],
     "goodput": Annotated[
         list[str] | None,
@@ -203,9 +191,7 @@ _ASKED = {
     ],
     "gpu_memory_utilization": Annotated[
         float | None,
-        typer.Option(
-            min=0.01, max=1.0, callback=finite, help="The share of the card that vLLM may take; default: its own."
-        ),
+        bounded("The share of the card that vLLM may take; default: its own.", 0.01, 1.0),
     ],
     "max_num_seqs": Annotated[int | None, _count("Requests at work at once, at most.")],
     "max_num_batched_tokens": Annotated[int | None, _count("Tokens of a step, at most.")],
@@ -217,14 +203,14 @@ _ASKED = {
     ],
     "min_confidence": Annotated[
         float | None,
-        typer.Option(min=0.0, max=1.0, callback=finite, help="Exit 3 where it fits with lower odds than this: 0.95."),
+        bounded("Exit 3 where it fits with lower odds than this: 0.95.", 0.0, 1.0),
     ],
     "ttft": Annotated[str | None, typer.Option(help="Goal: time to the first token at most, such as 800ms.")],
     "tpot": Annotated[str | None, typer.Option(help="Goal: time per output token at most, such as 50ms.")],
     "decode": Annotated[str | None, typer.Option(help="Goal: tokens a second of one request at least.")],
     "throughput": Annotated[str | None, typer.Option(help="Goal: tokens a second of all at least.")],
     "max_perplexity_increase": Annotated[str | None, typer.Option(help="Goal on quality, such as 3%.")],
-    "max_kl": Annotated[float | None, typer.Option(callback=finite, help="Goal on quality, nats a token.")],
+    "max_kl": Annotated[float | None, bounded("Goal on quality, nats a token.")],
 }
 
 

@@ -20,8 +20,8 @@ from planner.cli.app import (
     Device,
     Json,
     app,
+    bounded,
     emit,
-    finite,
     grouped,
     say_unused_cards,
     screen,
@@ -335,20 +335,14 @@ _LOAD = {
     ],
     "rate": Annotated[
         float | None,
-        typer.Option(
-            min=0.001,
-            max=1e6,
-            callback=finite,
-            help="Requests a second, arriving by chance; default: the workload's clients.",
-        ),
+        bounded("Requests a second, arriving by chance; default: the workload's clients.", 0.001, 1e6),
     ],
     "seconds": Annotated[
         float | None,
-        typer.Option(
-            min=1,
-            max=1e6,
-            callback=finite,
-            help="How long the load may take, by the prediction (120), three answers a client at least; and the soak, by the clock (600).",
+        bounded(
+            "How long the load may take, by the prediction (120), three answers a client at least; and the soak, by the clock (600).",
+            1,
+            1e6,
         ),
     ],
 }
@@ -486,7 +480,7 @@ def calibrate(
     engine: Annotated[
         Path | None, typer.Option(help="The Python that has the engine; default: TIGHTFIT_ENGINE.")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=2, max=60, callback=finite, help="How long it may measure.")] = 20.0,
+    seconds: Annotated[float, bounded("How long it may measure.", 2, 60)] = 20.0,
     as_json: Json = False,
     *,
     served: Mapping[str, Any],

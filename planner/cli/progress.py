@@ -156,6 +156,7 @@ def _bars(console: Console) -> Iterator[Callable[[Progress], None]]:
                     bars.stop_task(task.id)
 
         def report(event: Progress) -> None:
+            """Show where a step is."""
             if event.kept:
                 bars.console.print(_kept(event), style="dim", markup=False)
                 return

@@ -276,12 +276,8 @@ def _emulated(verdict: Verdict, gpu: Gpu) -> int:
     """Whether weights are unpacked before the card multiplies them."""
     engine = find_engine(verdict.candidate.engine)
     card = card_of(engine, gpu)
-    return int(
-        any(
-            card.kernel(form).arithmetic not in card.flops or card.kernel(form).arithmetic == "bf16"
-            for form in _formats(verdict)
-        )
-    )
+    kinds = {card.kernel(form).arithmetic for form in _formats(verdict)}
+    return int(any(kind == "bf16" or kind not in card.flops for kind in kinds))
 
 
 def _least_bits(verdict: Verdict) -> float:

@@ -51,13 +51,10 @@ def rules_of(version: str | None, capability: int) -> tuple[Rules, str | None]:
     elif capability >= _BLACKWELL:
         rules = replace(rules, expert_padding=rules.blackwell_padding)
     if not _BLACKWELL <= capability < _RTX_BLACKWELL:
-        rules = replace(rules, dense_padding=1)
+        rules = replace(rules, dense_padding=1, blackwell_sparse_auto="", few_heads=0)
     if capability // 10 in rules.packs_latent:
-        rules = replace(rules, packed_latent=PACKED["fp8_ds_mla"])
-    if capability >= _RTX_BLACKWELL and capability // 10 in rules.packs_latent:
-        rules = replace(rules, sparse_auto="fp8")
-    if not _BLACKWELL <= capability < _RTX_BLACKWELL:
-        rules = replace(rules, blackwell_sparse_auto="", few_heads=0)
+        auto = "fp8" if capability >= _RTX_BLACKWELL else rules.sparse_auto
+        rules = replace(rules, packed_latent=PACKED["fp8_ds_mla"], sparse_auto=auto)
     if rules.v1 and rules.version < (0, 10, 2) and 0 < capability < 80:
         rules = replace(rules, v1=False, hybrid_groups=False, chunked_groups=False, sorts_without_package=False)
     return rules, note
